@@ -1,0 +1,22 @@
+// Runs a problem: splits its rows among threads, and brings rows whose classes are not adjacent to the kernels in
+// tiles.
+#pragma once
+
+#include "problem.hpp"
+
+namespace softmaxloss {
+
+template <class T>
+BadDistribution run_loss(const LossProblem<T>& problem, Index rows);
+
+template <class T>
+void run_softmax(const SoftmaxProblem<T>& problem, Index rows);
+
+// The first row that is not a distribution, without a loss: for a gradient that is to overwrite the logits.
+template <class T>
+BadDistribution check_distribution(const Rows<const T>& distribution, Index classes, Index rows, double tolerance);
+
+// A sum whose rounding does not depend on the number of threads.
+double sum(const double* values, Index count);
+
+}  // namespace softmaxloss

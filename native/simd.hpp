@@ -1,0 +1,142 @@
+// A vector of floats or doubles as wide as the instruction set this file is compiled for.
+//
+// Arithmetic is the compiler's own vector extension; only what it cannot say (a fused multiply-add that is never
+// split, a maximum that lets NaN through, a store past the cache) is an intrinsic. Everything here lives in a
+// namespace named for the instruction set, so that the copies of one source never meet in the linker.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
+namespace softmaxloss::SOFTMAXLOSS_ISA {
+
+using Index = std::int64_t;
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+#if defined(__FMA__) || defined(__aarch64__)
+constexpr bool kHasFma = true;
+#else
+constexpr bool kHasFma = false;
+#endif
+
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+};
+template <class T>
+using Vec = typename VectorOf<T>::type;
+
+template <class T>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+// As many doubles as a vector of T has lanes.
+template <class T>
+struct WideOf {
+  typedef double type __attribute__((vector_size(kLanes<T> * sizeof(double))));
+};
+template <class T>
+using Wide = typename WideOf<T>::type;
+
+template <class T>
+ALWAYS_INLINE Vec<T> splat(T value) {
+  return value - Vec<T>{};  // x - 0 is x for every x, so this is a plain broadcast
+}
+
+template <class T>
+ALWAYS_INLINE Vec<T> load(const T* p) {
+  Vec<T> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class T>
+ALWAYS_INLINE void store(T* p, Vec<T> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+ALWAYS_INLINE float fused_multiply_add(float a, float b, float c) {
+  if constexpr (kHasFma) return __builtin_fmaf(a, b, c);
+  return a * b + c;
+}
+ALWAYS_INLINE double fused_multiply_add(double a, double b, double c) {
+  if constexpr (kHasFma) return __builtin_fma(a, b, c);
+  return a * b + c;
+}
+
+// keep_nan_max(a, b) is b where either is NaN: a running maximum goes first, a value whose NaN must live second.
+#if defined(__AVX512F__)
+ALWAYS_INLINE Vec<float> fused_multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
+ALWAYS_INLINE Vec<double> fused_multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return _mm512_fmadd_pd(a, b, c);
+}
+// The plain _mm512_max_* of GCC 12 warn of an uninitialised operand; a full mask is the same instruction.
+ALWAYS_INLINE Vec<float> keep_nan_max(Vec<float> a, Vec<float> b) { return _mm512_mask_max_ps(a, 0xffff, a, b); }
+ALWAYS_INLINE Vec<double> keep_nan_max(Vec<double> a, Vec<double> b) { return _mm512_mask_max_pd(a, 0xff, a, b); }
+ALWAYS_INLINE void stream(float* p, Vec<float> v) { _mm512_stream_ps(p, v); }
+ALWAYS_INLINE void stream(double* p, Vec<double> v) { _mm512_stream_pd(p, v); }
+#elif defined(__AVX2__)
+ALWAYS_INLINE Vec<float> fused_multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
+ALWAYS_INLINE Vec<double> fused_multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return _mm256_fmadd_pd(a, b, c);
+}
+ALWAYS_INLINE Vec<float> keep_nan_max(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a, b); }
+ALWAYS_INLINE Vec<double> keep_nan_max(Vec<double> a, Vec<double> b) { return _mm256_max_pd(a, b); }
+ALWAYS_INLINE void stream(float* p, Vec<float> v) { _mm256_stream_ps(p, v); }
+ALWAYS_INLINE void stream(double* p, Vec<double> v) { _mm256_stream_pd(p, v); }
+#elif defined(__x86_64__)
+ALWAYS_INLINE Vec<float> fused_multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) { return a * b + c; }
+ALWAYS_INLINE Vec<double> fused_multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) { return a * b + c; }
+ALWAYS_INLINE Vec<float> keep_nan_max(Vec<float> a, Vec<float> b) { return _mm_max_ps(a, b); }
+ALWAYS_INLINE Vec<double> keep_nan_max(Vec<double> a, Vec<double> b) { return _mm_max_pd(a, b); }
+ALWAYS_INLINE void stream(float* p, Vec<float> v) { _mm_stream_ps(p, v); }
+ALWAYS_INLINE void stream(double* p, Vec<double> v) { _mm_stream_pd(p, v); }
+#else
+template <class V>
+ALWAYS_INLINE V fused_multiply_add_lanes(V a, V b, V c) {
+  for (unsigned i = 0; i < sizeof(V) / sizeof(a[0]); ++i) a[i] = fused_multiply_add(a[i], b[i], c[i]);
+  return a;
+}
+ALWAYS_INLINE Vec<float> fused_multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return fused_multiply_add_lanes(a, b, c);
+}
+ALWAYS_INLINE Vec<double> fused_multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return fused_multiply_add_lanes(a, b, c);
+}
+ALWAYS_INLINE Vec<float> keep_nan_max(Vec<float> a, Vec<float> b) { return a > b ? a : b; }
+ALWAYS_INLINE Vec<double> keep_nan_max(Vec<double> a, Vec<double> b) { return a > b ? a : b; }
+ALWAYS_INLINE void stream(float* p, Vec<float> v) { store(p, v); }
+ALWAYS_INLINE void stream(double* p, Vec<double> v) { store(p, v); }
+#endif
+
+// Makes the streamed stores visible to other threads.
+ALWAYS_INLINE void stream_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+template <class T>
+ALWAYS_INLINE T max_lane(Vec<T> v) {
+  T result = v[0];
+  for (int i = 1; i < kLanes<T>; ++i) result = v[i] > result ? v[i] : result;
+  return result;
+}
+
+}  // namespace softmaxloss::SOFTMAXLOSS_ISA

@@ -1,0 +1,20 @@
+// How many threads run, and a loop over rows that uses them.
+#pragma once
+
+#include <functional>
+
+#include "problem.hpp"
+
+namespace softmaxloss {
+
+int get_num_threads();
+void set_num_threads(int threads);
+
+// How many threads parallel_rows will use for so many rows of so many elements: one where the work is too small to
+// wake another, and in a forked child (an OpenMP region there would wait for threads that fork did not copy).
+int threads_for(Index rows, Index elements_per_row);
+
+// body(thread, begin, end) over [0, rows), in as many contiguous ranges as there are threads.
+void parallel_rows(Index rows, int threads, const std::function<void(int thread, Index begin, Index end)>& body);
+
+}  // namespace softmaxloss
