@@ -1,0 +1,49 @@
+"""The softmax loss: softmax, one-hot labels, cross-entropy, and their fusion, exact and with gradients."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from softmaxloss.functional import cross_entropy, log_softmax, logsumexp, one_hot, softmax
+from softmaxloss.labels import LabelError
+from softmaxloss.loss import softmax_cross_entropy, softmax_cross_entropy_and_grad
+from softmaxloss.runtime import get_num_threads, set_num_threads, show_config
+
+if TYPE_CHECKING:
+    from softmaxloss.classifier import SoftmaxClassifier
+    from softmaxloss.evaluation import Evaluation, evaluate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Evaluation",
+    "LabelError",
+    "SoftmaxClassifier",
+    "__version__",
+    "cross_entropy",
+    "evaluate",
+    "get_num_threads",
+    "log_softmax",
+    "logsumexp",
+    "one_hot",
+    "set_num_threads",
+    "show_config",
+    "softmax",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_and_grad",
+]
+
+_LAZY = {
+    "SoftmaxClassifier": "softmaxloss.classifier",  # imports scikit-learn
+    "Evaluation": "softmaxloss.evaluation",
+    "evaluate": "softmaxloss.evaluation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
