@@ -62,10 +62,9 @@ class SoftmaxRows {
   // As SciPy's: -inf for nothing but -inf, +inf where there is one and no NaN.
   double logsumexp(const RowTerms& terms, const RowSum<T>& sum, const T* logits) const {
     if (!std::isnan(terms.total)) return terms.log_total + sum.reference;
-    double result = -std::numeric_limits<double>::infinity();
     for (Index j = 0; j < classes_; ++j)
-      if (!(logits[j] <= result)) result = logits[j];  // a NaN stays: nothing compares with it
-    return std::isnan(sum.rest) && !std::isinf(result) ? std::numeric_limits<double>::quiet_NaN() : result;
+      if (std::isnan(logits[j])) return std::numeric_limits<double>::quiet_NaN();
+    return sum.maximum;
   }
 
   const SoftmaxProblem<T>& problem_;

@@ -101,7 +101,8 @@ def softmax_cross_entropy(
 
 def as_float(values) -> np.ndarray:
     """Return an object array of mpf as float64."""
-    return np.frompyfunc(float, 1, 1)(np.asarray(values, dtype=object)).astype(np.float64)
+    values = np.asarray(values, dtype=object)
+    return np.array([float(value) for value in values.ravel()]).reshape(values.shape)
 
 
 def relative_error(ours, exact, scale=None) -> np.ndarray:
@@ -114,5 +115,6 @@ def relative_error(ours, exact, scale=None) -> np.ndarray:
         return float(abs(a - b) / abs(s)) if s else math.inf
 
     ours, exact = np.asarray(ours), np.asarray(exact, dtype=object)
-    result = np.frompyfunc(one, 3, 1)(ours, exact, exact if scale is None else np.asarray(scale, dtype=object))
-    return np.asarray(result, dtype=np.float64)
+    scale = exact if scale is None else np.asarray(scale, dtype=object)
+    errors = [one(*values) for values in zip(ours.ravel(), exact.ravel(), scale.ravel(), strict=True)]
+    return np.array(errors, dtype=np.float64).reshape(ours.shape)

@@ -210,7 +210,5 @@ def test_tiny_weights_keep_their_digits():
     logits = np.random.default_rng(0).standard_normal((3, 50)).astype(np.float32)
     labels = np.array([1, 2, 3])
     _, plain = sl.softmax_cross_entropy_and_grad(logits, labels, reduction="none")
-    _, scaled = sl.softmax_cross_entropy_and_grad(
-        logits, labels, reduction="none", sample_weight=np.full(3, 2.0**-100)
-    )
+    _, scaled = sl.softmax_cross_entropy_and_grad(logits, labels, reduction="none", sample_weight=np.full(3, 2.0**-100))
     np.testing.assert_allclose(scaled * np.float64(2.0**100), plain, rtol=4 * 2**-24)

@@ -303,9 +303,9 @@ def _block_cross_entropy(
         kept = np.ones(p.shape[:-1], dtype=bool)
         _check_rows(p, kept, block, rows_shape, tolerance_of(probabilities.dtype), _NOT_PROBABILITIES)
         _check_rows(target, kept, block, rows_shape, labels.tolerance, _NOT_LABELS)
-    with np.errstate(divide="ignore"):
-        losses: NDArray[np.float64] = _weighted(weight * target, -np.log(p)).sum(axis=-1)
-    return losses
+    with np.errstate(divide="ignore", invalid="ignore"):  # log of 0, and of what ignored rows hold
+        losses = _weighted(weight * target, -np.log(p)).sum(axis=-1)
+    return np.where(kept, losses, 0.0)
 
 
 _NOT_PROBABILITIES = "probabilities; for logits (raw scores) use softmax_cross_entropy"

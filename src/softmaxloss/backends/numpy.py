@@ -173,13 +173,16 @@ def softmax_cross_entropy(
     row_loss = np.empty(math.prod(rows_shape))
     kernel = _LossKernel(z, targets, checked, row_loss, _gradient_scale(checked, counted, total_weight))
     total = kernel.run(None if gradient is None else class_axis_last(gradient, axis))
-
-    loss_dtype = kernel_dtype(given.dtype)
     if checked.reduction == "none":
-        return row_loss.astype(loss_dtype, copy=False).reshape(rows_shape)[()], gradient
+        return _rounded(row_loss.reshape(rows_shape), kernel_dtype(given.dtype)), gradient
     if checked.reduction == "mean":
         total = total / total_weight if total_weight else math.nan
-    return loss_dtype.type(total), gradient
+    return _rounded(total, kernel_dtype(given.dtype)), gradient
+
+
+def _rounded(values: ArrayLike, dtype: np.dtype[Any]) -> Any:
+    with np.errstate(over="ignore"):  # a loss too large for float32 is inf
+        return np.asarray(values).astype(dtype, copy=False)[()]
 
 
 def survey_labels(labels: Labels, options: LossOptions, rows_shape: tuple[int, ...], classes: int) -> tuple[int, float]:
