@@ -22,9 +22,9 @@ enum class Dense {
 
 constexpr bool per_row(Dense dense) { return dense == Dense::kRow || dense == Dense::kAffineRow; }
 
-constexpr int kVectorsPerGroup = 4;   // as many accumulators: enough to hide the latency of an addition
-constexpr int kGroupsPerBlock = 16;   // additions into one accumulator before it is folded into doubles: the most that
-                                      // rounding may cost is then 16 units, and about 4 in practice
+constexpr int kVectorsPerGroup = 4;  // as many accumulators: enough to hide the latency of an addition
+constexpr int kGroupsPerBlock = 16;  // additions into one accumulator before it is folded into doubles: the most that
+                                     // rounding may cost is then 16 units, and about 4 in practice
 template <class T>
 constexpr Index kGroup = kVectorsPerGroup * kLanes<T>;
 
@@ -103,7 +103,7 @@ struct Block {
   Vec<T> maximum[2] = {splat(-std::numeric_limits<T>::infinity()), splat(-std::numeric_limits<T>::infinity())};
   Vec<T> target_dot[2] = {};
   Vec<T> target_sum[2] = {};
-  Vec<T> label_sum[2] = {};                                               // of a distribution as it was given
+  Vec<T> label_sum[2] = {};                                         // of a distribution as it was given
   Vec<T> minus_least = splat(-std::numeric_limits<T>::infinity());  // likewise
 };
 

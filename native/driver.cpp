@@ -20,7 +20,8 @@ template <class T>
 class AlignedBuffer {
  public:
   explicit AlignedBuffer(Index size)
-      : data_(static_cast<T*>(::operator new(sizeof(T) * static_cast<std::size_t>(size), std::align_val_t{kCacheLine}))) {
+      : data_(
+            static_cast<T*>(::operator new(sizeof(T) * static_cast<std::size_t>(size), std::align_val_t{kCacheLine}))) {
   }
   T* get() const { return data_.get(); }
 

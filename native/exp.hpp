@@ -28,7 +28,8 @@ struct ExpTraits<float> {
   // that its product with n is exact.
   static constexpr float kLn2High = kHasFma ? 0x1.62e43p-1f : 0x1.62ep-1f;
   static constexpr float kLn2Low = kHasFma ? -0x1.05c61p-29f : 0x1.0bfbe8p-15f;
-  static constexpr float kPolynomial[] = {0x1.6a2434p-10f, 0x1.1239e2p-7f, 0x1.5558f2p-5f, 0x1.555492p-3f, 0x1.fffffcp-2f, 1.0f};
+  static constexpr float kPolynomial[] = {0x1.6a2434p-10f, 0x1.1239e2p-7f, 0x1.5558f2p-5f,
+                                          0x1.555492p-3f,  0x1.fffffcp-2f, 1.0f};
 };
 
 template <>
@@ -40,10 +41,17 @@ struct ExpTraits<double> {
   static constexpr double kMagic = 0x1.8p52;
   static constexpr double kLn2High = 0x1.62e42fee00000p-1;
   static constexpr double kLn2Low = 0x1.a39ef35793c76p-33;
-  static constexpr double kPolynomial[] = {0x1.af38a9b0ec855p-26, 0x1.289185613a3d6p-22, 0x1.71de0dae63bb3p-19,
-                                           0x1.a019b90d2ae7ap-16, 0x1.a01a01a7c41d5p-13, 0x1.6c16c1788bd90p-10,
-                                           0x1.11111111109b3p-7,  0x1.5555555553d63p-5,  0x1.5555555555556p-3,
-                                           0x1.0000000000001p-1,  1.0};
+  static constexpr double kPolynomial[] = {0x1.af38a9b0ec855p-26,
+                                           0x1.289185613a3d6p-22,
+                                           0x1.71de0dae63bb3p-19,
+                                           0x1.a019b90d2ae7ap-16,
+                                           0x1.a01a01a7c41d5p-13,
+                                           0x1.6c16c1788bd90p-10,
+                                           0x1.11111111109b3p-7,
+                                           0x1.5555555553d63p-5,
+                                           0x1.5555555555556p-3,
+                                           0x1.0000000000001p-1,
+                                           1.0};
 };
 
 // 2^kExpBias as a double, to undo the scale.

@@ -3,10 +3,10 @@
 
 #include "problem.hpp"
 
-#define SOFTMAXLOSS_DECLARE(isa)       \
-  namespace softmaxloss::isa {         \
-  Kernels<float> float_kernels();      \
-  Kernels<double> double_kernels();    \
+#define SOFTMAXLOSS_DECLARE(isa)    \
+  namespace softmaxloss::isa {      \
+  Kernels<float> float_kernels();   \
+  Kernels<double> double_kernels(); \
   }
 
 SOFTMAXLOSS_DECLARE(baseline)

@@ -11,8 +11,7 @@ namespace softmaxloss::SOFTMAXLOSS_ISA {
 // e_j -> exp(z_j - maximum), without the scale of scaled_exp, in a row's scratch.
 template <class T>
 void rescale_terms(T* scratch, Index classes, const RowSum<T>& sum) {
-  const T factor =
-      static_cast<T>(std::exp(static_cast<double>(sum.reference) - sum.maximum) / kExpScale<T>);
+  const T factor = static_cast<T>(std::exp(static_cast<double>(sum.reference) - sum.maximum) / kExpScale<T>);
   for (Index j = 0; j < classes; ++j) scratch[j] *= factor;
 }
 
@@ -31,7 +30,10 @@ template <class T, Dense kDense, bool kGradient, bool kStream>
 class LossRows {
  public:
   LossRows(const LossProblem<T>& problem, T* scratch)
-      : problem_(problem), targets_(problem.targets), classes_(problem.classes), scratch_(scratch),
+      : problem_(problem),
+        targets_(problem.targets),
+        classes_(problem.classes),
+        scratch_(scratch),
         spare_(scratch + scratch_row_length(problem.classes)) {}
 
   BadDistribution run(Index begin, Index end) {

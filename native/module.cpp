@@ -103,8 +103,8 @@ std::tuple<double, Found> loss(const Array& logits, const std::optional<Vector<I
                                const std::optional<OutArray>& gradient, double gradient_scale,
                                const std::optional<Vector<double>>& weights, Index ignore_index,
                                const std::optional<Vector<double>>& spike, const std::optional<Array>& dense,
-                               double dense_sum, const std::optional<Array>& scale,
-                               const std::optional<Array>& shift, double tolerance) {
+                               double dense_sum, const std::optional<Array>& scale, const std::optional<Array>& shift,
+                               double tolerance) {
   const Index classes = classes_of(logits), rows = row_count(logits);
   if (static_cast<Index>(row_loss.shape(0)) < rows) throw std::invalid_argument("row_loss is too short");
   if (labels.has_value() == distribution.has_value()) throw std::invalid_argument("one kind of label expected");
@@ -152,8 +152,7 @@ void softmax(const Array& logits, const std::optional<OutArray>& output,
     problem.logsumexp = pointer(logsumexp, rows);
     if (output) {
       problem.output = rows_of<T>(*output);
-      problem.stream =
-          problem.output.data != problem.logits.data && worth_streaming(rows, problem.classes, sizeof(T));
+      problem.stream = problem.output.data != problem.logits.data && worth_streaming(rows, problem.classes, sizeof(T));
     }
     nb::gil_scoped_release release;
     run_softmax(problem, rows);

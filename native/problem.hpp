@@ -71,7 +71,8 @@ struct SoftmaxProblem {
   bool stream = false;
 };
 
-// Memory for one thread: `scratch` holds kScratchRows rows of scratch_row_length(classes) elements, aligned to 64 bytes.
+// Memory for one thread: `scratch` holds kScratchRows rows of scratch_row_length(classes) elements, aligned to 64
+// bytes.
 constexpr int kScratchRows = 3;
 constexpr Index scratch_row_length(Index classes) {
   return (classes + 127) / 64 * 64;  // the loops write whole groups of up to 64 elements

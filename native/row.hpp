@@ -64,7 +64,8 @@ inline double row_loss(const RowTerms& terms, double spike, double target_sum, d
   return weighted(spike, terms.minus_log_p) + (target_sum * terms.log_total - target_dot);
 }
 
-// weight * (sum(t) * p - t) at the pivot, where sum(t) and t may cancel: exactly they are subtracted first if p is large.
+// weight * (sum(t) * p - t) at the pivot, where sum(t) and t may cancel: exactly they are subtracted first if p is
+// large.
 inline double pivot_gradient(const RowTerms& terms, double spike, double target_sum, double dense, double weight) {
   if (terms.share < 0.5) return weight * ((spike + target_sum) * terms.share - (spike + dense));
   return weight * ((target_sum - dense) - (spike + target_sum) * terms.rest_share);

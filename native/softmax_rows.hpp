@@ -13,8 +13,11 @@ template <class T, Output kOutput, bool kStream>
 class SoftmaxRows {
  public:
   SoftmaxRows(const SoftmaxProblem<T>& problem, T* scratch)
-      : problem_(problem), classes_(problem.classes), divided_(scratch),
-        scratch_(divided_ + scratch_row_length(classes_)), spare_(scratch_ + scratch_row_length(classes_)) {}
+      : problem_(problem),
+        classes_(problem.classes),
+        divided_(scratch),
+        scratch_(divided_ + scratch_row_length(classes_)),
+        spare_(scratch_ + scratch_row_length(classes_)) {}
 
   void run(Index begin, Index end) {
     RowCursor<const T> logits(problem_.logits, begin);
@@ -53,7 +56,9 @@ class SoftmaxRows {
       if constexpr (kOutput == Output::kLogsumexp) {
         problem_.logsumexp[row] = logsumexp(terms, sum, logits);
       } else {
-        const double above_maximum = std::isnan(terms.total) ? terms.total : terms.log_total + (static_cast<double>(sum.reference) - sum.maximum);
+        const double above_maximum = std::isnan(terms.total)
+                                         ? terms.total
+                                         : terms.log_total + (static_cast<double>(sum.reference) - sum.maximum);
         for (Index j = 0; j < classes_; ++j) output[j] = (logits[j] - sum.maximum) - static_cast<T>(above_maximum);
       }
     }

@@ -130,7 +130,7 @@ def test_large_gradients_at_any_alignment(offset, classes, instruction_set):
     logits = RNG.standard_normal((n, classes)).astype(np.float32)
     labels = RNG.integers(0, classes, n)
     _, grad = sl.softmax_cross_entropy_and_grad(logits, labels, out=out)
-    few, few_grad = sl.softmax_cross_entropy_and_grad(logits[:50], labels[:50], reduction="none")
+    _, few_grad = sl.softmax_cross_entropy_and_grad(logits[:50], labels[:50], reduction="none")
     np.testing.assert_allclose(grad[:50] * n, few_grad, rtol=1e-6)
     np.testing.assert_allclose(grad.sum(axis=1), 0, atol=1e-8)
     np.testing.assert_array_equal(memory[:offset], 3)
