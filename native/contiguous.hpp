@@ -63,9 +63,11 @@ class WideSum<float> {
  public:
   ALWAYS_INLINE void add(Vec<float> v) { total_ += __builtin_convertvector(v, Wide<float>); }
   double value() const {
-    double sum = 0.0;
-    for (int i = 0; i < kLanes<float>; ++i) sum += total_[i];
-    return sum;
+    double lanes[kLanes<float>];
+    std::memcpy(lanes, &total_, sizeof lanes);
+    for (int half = kLanes<float> / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    return lanes[0];
   }
 
  private:

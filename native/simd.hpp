@@ -134,9 +134,12 @@ ALWAYS_INLINE void stream_fence() {
 
 template <class T>
 ALWAYS_INLINE T max_lane(Vec<T> v) {
-  T result = v[0];
-  for (int i = 1; i < kLanes<T>; ++i) result = v[i] > result ? v[i] : result;
-  return result;
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  // Halves against each other: a chain over all lanes would cost its latency in each block.
+  for (int half = kLanes<T> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] = lanes[i + half] > lanes[i] ? lanes[i + half] : lanes[i];
+  return lanes[0];
 }
 
 }  // namespace softmaxloss::SOFTMAXLOSS_ISA
