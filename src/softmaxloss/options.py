@@ -65,7 +65,8 @@ def scalar(
     name: str, value: Any, *, at_least: float = -math.inf, at_most: float = math.inf, positive: bool = False
 ) -> float:
     """Return a scalar option as a float, checked against its range."""
-    if not isinstance(value, Real | np.number | np.ndarray) or isinstance(value, bool | np.bool_) or np.ndim(value):
+    is_number = isinstance(value, Real | np.number) or (isinstance(value, np.ndarray) and value.ndim == 0)
+    if not is_number or isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} is {value!r}; expected a number")
     number = float(value)
     if positive and not 0.0 < number < math.inf:

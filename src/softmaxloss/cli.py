@@ -1,0 +1,343 @@
+"""The softmaxloss command: train a classifier, predict with it, evaluate scores."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+try:
+    import typer
+except ModuleNotFoundError as error:
+    raise SystemExit(f"softmaxloss: {error}; install the command with: pip install 'softmaxloss[cli]'") from None
+
+from softmaxloss import __version__
+
+# What is heavier than NumPy is imported in the commands: `softmaxloss --help` does not wait for it.
+if TYPE_CHECKING:
+    from softmaxloss.data.datasets import Dataset
+    from softmaxloss.evaluation import Evaluation
+    from softmaxloss.persistence import Model
+
+__all__ = ["app", "main"]
+
+EXIT_PROBLEM = 1
+EXIT_INTERRUPTED = 130
+
+
+class ClassWeight(StrEnum):
+    """What --class-weight takes."""
+
+    balanced = "balanced"
+
+
+class Kind(StrEnum):
+    """What --kind takes."""
+
+    logits = "logits"
+    probabilities = "probabilities"
+
+
+class Commands(typer.core.TyperGroup):
+    """The commands, and what they share: warnings and errors as one line each, and the exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt:
+                _say("interrupted")
+                raise typer.Exit(EXIT_INTERRUPTED) from None
+            except MemoryError:
+                _say("error: there is not enough memory for this data")
+            except ModuleNotFoundError as error:
+                _say(f"error: {error}; install the command with: pip install 'softmaxloss[cli]'")
+            except ValueError as error:
+                from softmaxloss.data.files import DataError, one_line
+
+                if not isinstance(error, DataError):
+                    raise
+                _say(f"error: {one_line(error)}")
+            raise typer.Exit(EXIT_PROBLEM)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    from softmaxloss.data.files import one_line
+
+    _say(f"note: {one_line(message)}")
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Train a softmax classifier, predict with it, and evaluate scores by the softmax cross-entropy.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"softmaxloss {__version__}")
+        raise typer.Exit
+
+
+def _positive(value: float) -> float:
+    if not value > 0:
+        raise typer.BadParameter(f"{value:g} is not a number above 0.")
+    return value
+
+
+def _fraction(value: float) -> float:
+    if not 0 <= value < 1:
+        raise typer.BadParameter(f"{value:g} is not a fraction of at least 0 and less than 1.")
+    return value
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="[b]digits[/b] (built in), or a .csv, .parquet, .npz, .svmlight file."),
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column to predict; for .npz the array, [b]y[/b] unless said."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="Where to save the model; unless said, DATA's name with .skops, here."),
+    ] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Column to leave out; can be repeated.")
+    ] = None,
+    categorical: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Column to take as text whatever it holds; can be repeated."),
+    ] = None,
+    test_size: Annotated[
+        float, typer.Option(callback=_fraction, help="Fraction of the rows to test on; 0 to train on all.")
+    ] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Which rows are tested on.")] = 0,
+    C: Annotated[
+        float, typer.Option("--C", callback=_positive, help="Inverse of the regularisation's strength.")
+    ] = 1.0,
+    class_weight: Annotated[ClassWeight | None, typer.Option(help="Give each class the same total weight.")] = None,
+    label_smoothing: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of each label that is spread over all classes.")
+    ] = 0.0,
+    tol: Annotated[
+        float, typer.Option(callback=_positive, help="Largest derivative at which training is done.")
+    ] = 1e-4,
+    max_iter: Annotated[int, typer.Option(min=1, help="The most iterations.")] = 1000,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show the progress.")] = False,
+) -> None:
+    """Train a softmax classifier and save it, with its loss and accuracy on rows set aside to test on."""
+    from softmaxloss.data.datasets import DIGITS, read_training_data, split_rows
+    from softmaxloss.data.files import MODEL_SUFFIX, check_output, known_suffix
+
+    _check_table_options(data, target, drop, categorical)
+    path = out or Path(Path(data).stem + MODEL_SUFFIX)
+    known_suffix(path, [MODEL_SUFFIX])
+    check_output(path, inputs=[] if data == DIGITS else [Path(data)])
+    dataset = read_training_data(data, target=target, drop=drop or (), categorical=categorical or ())
+    train_rows, test_rows, notes = split_rows(dataset, test_size, seed)
+    for note in (*dataset.notes, *notes):
+        _say(f"note: {note}")
+
+    # These import scikit-learn, which takes seconds: what is wrong with the data is said before.
+    from softmaxloss.classifier import SoftmaxClassifier
+    from softmaxloss.persistence import Model, build_pipeline, save_model
+
+    classifier = SoftmaxClassifier(
+        C,
+        class_weight=None if class_weight is None else "balanced",
+        label_smoothing=label_smoothing,
+        tol=tol,
+        max_iter=max_iter,
+        verbose=0 if quiet else 1,
+    )
+    pipeline = build_pipeline(dataset.layout, classifier)
+    model = Model(pipeline, dataset.layout, dataset.target, __version__)
+    seconds = _fit(model, dataset, train_rows)
+    parts = {"train": _measured(model, dataset, train_rows)}
+    if len(test_rows):
+        parts["test"] = _measured(model, dataset, test_rows)
+    save_model(path, model)
+    _print_training(model, dataset, parts, seconds)
+    typer.echo(f"saved {path}")
+
+
+def _check_table_options(data: str, target: str | None, drop: Any, categorical: Any) -> None:
+    """Refuse options that would be ignored, and the want of one."""
+    from softmaxloss.data.datasets import DIGITS, is_sparse, is_table
+
+    if is_table(data) and target is None:
+        raise typer.BadParameter(f"say which column of {data} to predict.", param_hint="'--target'")
+    if (data == DIGITS or is_sparse(data)) and target is not None:
+        raise typer.BadParameter(f"{data} has its own labels; leave it out.", param_hint="'--target'")
+    for option, given in (("--drop", drop), ("--categorical", categorical)):
+        if given and not is_table(data):
+            raise typer.BadParameter(f"{data} has no named columns; leave it out.", param_hint=f"'{option}'")
+
+
+def _fit(model: Model, dataset: Dataset, rows: Any) -> float:
+    """Fit the model's pipeline and give the seconds it took."""
+    features, labels = dataset.rows(rows)
+    start = time.perf_counter()
+    with _naming(dataset.source):
+        model.pipeline.fit(features, labels)
+    return time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def _naming(source: object, kind: type[ValueError] = ValueError) -> Iterator[None]:
+    """Put the name of the file before what a library says is wrong with its values."""
+    from softmaxloss.data.files import DataError
+
+    try:
+        yield
+    except DataError:
+        raise
+    except kind as error:
+        raise DataError(f"{source}: {error}") from None
+
+
+def _measured(model: Model, dataset: Dataset, rows: Any) -> Evaluation:
+    import numpy as np
+
+    from softmaxloss.evaluation import evaluate
+
+    features, labels = dataset.rows(rows)
+    # Log-probabilities are logits whose logsumexp is 0.
+    logits = model.pipeline.predict_log_proba(features)
+    return evaluate(logits, np.searchsorted(model.classifier.classes_, labels), top_k=())
+
+
+def _print_training(model: Model, dataset: Dataset, parts: dict[str, Evaluation], seconds: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    layout, classifier = model.layout, model.classifier
+    columns = f" ({len(layout.numbers)} of numbers, {len(layout.text)} of text)" if layout.kind == "table" else ""
+    typer.echo(
+        f"{dataset.source}: {len(dataset.labels)} rows, {layout.n_features} features{columns}, "
+        f"{len(classifier.classes_)} classes of {dataset.target!r}"
+    )
+    table = Table("", "rows", "loss", "accuracy")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, found in parts.items():
+        table.add_row(name, str(found.n_rows), f"{found.loss:.6g}", f"{found.accuracy:.2%}")
+    Console().print(table)
+    typer.echo(f"trained in {seconds:.2f} s, {classifier.n_iter_} iterations")
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model saved by the train command.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Rows like those that the model was trained on.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to save: a .csv, .parquet, .npz or .npy file.")],
+) -> None:
+    """Predict each class's probability, and the most probable class."""
+    from softmaxloss.data.datasets import DIGITS, read_features
+    from softmaxloss.data.files import check_output, known_suffix
+    from softmaxloss.data.scores import PREDICTION_SUFFIXES, check_predictions, write_predictions
+    from softmaxloss.persistence import load_model
+
+    known_suffix(out, PREDICTION_SUFFIXES)
+    check_output(out, inputs=[model, *([] if data == DIGITS else [Path(data)])])
+    loaded = load_model(model)
+    classes = loaded.classifier.classes_
+    check_predictions(out, [str(name) for name in classes])
+    features = read_features(data, loaded.layout)
+    with _naming(data):
+        probabilities = loaded.pipeline.predict_proba(features)
+    write_predictions(out, probabilities, classes, classes[probabilities.argmax(axis=1)])
+    typer.echo(f"saved {out}: {len(probabilities)} rows, {len(classes)} classes of {loaded.target!r}")
+
+
+@app.command()
+def evaluate(
+    scores: Annotated[
+        Path,
+        typer.Argument(metavar="SCORES", help="A row of scores for each label: a .npy, .npz, .csv or .parquet file."),
+    ],
+    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="A .npy, .npz, .csv, .parquet or .txt file.")],
+    kind: Annotated[Kind, typer.Option(help="What the scores are.")] = Kind.logits,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of LABELS with the labels, or array of a .npz file."),
+    ] = None,
+    top_k: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Count labels among the k largest scores; can be repeated.", show_default="1, 5"),
+    ] = None,
+    ignore_index: Annotated[int, typer.Option(help="Label of the rows to leave out.")] = -100,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Evaluate scores against labels: loss, accuracy, and both by class. The .npy files may exceed memory."""
+    from softmaxloss.data.scores import LABELS_WITHOUT_NAMES
+
+    if target is not None and labels.suffix.lower() in LABELS_WITHOUT_NAMES:
+        raise typer.BadParameter(f"{labels} holds nothing but labels; leave it out.", param_hint="'--target'")
+    found = _evaluated(scores, labels, kind, target, tuple(top_k or (1, 5)), ignore_index)
+    if json:
+        from json import dumps
+
+        typer.echo(dumps(found.to_dict(), ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        Console().print(found)
+
+
+def _evaluated(
+    scores: Path, labels: Path, kind: Kind, target: str | None, top_k: tuple[int, ...], ignore_index: int
+) -> Evaluation:
+    from softmaxloss.data.files import DataError
+    from softmaxloss.data.scores import look_like_probabilities, read_labels, read_scores
+    from softmaxloss.evaluation import evaluate
+    from softmaxloss.labels import LabelError
+
+    read = read_scores(scores)
+    indices = read_labels(labels, read, target=target, ignore_index=ignore_index)
+    if kind is Kind.logits and look_like_probabilities(read.values):
+        raise DataError(
+            f"{scores}: every row is non-negative and sums to 1, so it holds probabilities, not logits; "
+            "evaluate it with --kind probabilities"
+        )
+    with _naming(scores), _naming(labels, LabelError):
+        return evaluate(
+            read.values,
+            indices,
+            kind=kind.value,
+            top_k=top_k,
+            ignore_index=ignore_index,
+            class_names=read.classes,
+        )
+
+
+def main() -> None:
+    """Run the command; the exit status is 0 done, 1 a problem with the data, 2 usage, 130 interrupted."""
+    app(prog_name="softmaxloss")

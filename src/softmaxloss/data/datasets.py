@@ -1,0 +1,386 @@
+"""Files in, features and class labels out, for training a model and for predicting with one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from softmaxloss.data.arrays import read_array
+from softmaxloss.data.columns import Column
+from softmaxloss.data.files import DataError, check_input, known_suffix, listed, one_line
+from softmaxloss.data.tables import TABLE_SUFFIXES, Table, read_table
+
+__all__ = [
+    "DIGITS",
+    "Dataset",
+    "Layout",
+    "as_classes",
+    "is_sparse",
+    "is_table",
+    "read_features",
+    "read_training_data",
+    "split_rows",
+]
+
+DIGITS = "digits"
+SPARSE_SUFFIXES = (".svmlight", ".svm", ".libsvm")
+SUFFIXES = (*TABLE_SUFFIXES, ".npz", *SPARSE_SUFFIXES)
+
+Features = Any  # pandas.DataFrame, NumPy array or scipy.sparse CSR matrix, for which scikit-learn has no one name
+LayoutKind = Literal["table", "dense", "sparse", "pixels"]
+
+# Whole numbers from here on are not all told apart in float64, which holds the numbers of a table.
+EXACT_INTEGERS = 2**53
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What features look like: a table with these columns, or a matrix of so many.
+
+    ``zero_based`` is whether an SVMlight file counts its features from 0; such files do not say.
+    """
+
+    kind: LayoutKind
+    numbers: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
+    n_features: int = 0
+    zero_based: bool = False
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Rows to learn from; ``target`` names what is to be predicted, and ``notes`` are for the user."""
+
+    source: str
+    features: Features
+    labels: NDArray[Any]
+    target: str
+    layout: Layout
+    notes: tuple[str, ...] = field(default=())
+
+    def rows(self, which: NDArray[np.intp]) -> tuple[Features, NDArray[Any]]:
+        """Take some rows' features and labels."""
+        features = self.features
+        taken = features.iloc[which] if isinstance(features, pd.DataFrame) else features[which]
+        return taken, self.labels[which]
+
+
+def is_table(source: str) -> bool:
+    """Tell whether a source is a file with named columns."""
+    return Path(source).suffix.lower() in TABLE_SUFFIXES
+
+
+def is_sparse(source: str) -> bool:
+    """Tell whether a source is an SVMlight file, which holds its own labels."""
+    return Path(source).suffix.lower() in SPARSE_SUFFIXES
+
+
+def read_training_data(
+    source: str, *, target: str | None = None, drop: Sequence[str] = (), categorical: Sequence[str] = ()
+) -> Dataset:
+    """Read features and class labels.
+
+    Parameters
+    ----------
+    source : str
+        "digits" for the data set built into scikit-learn; else a .csv, .parquet, .npz or SVMlight file.
+    target : str, optional
+        The column with the labels, for a table; the array with them, for .npz ("y" unless said; the features
+        are in "X").
+    drop, categorical : sequence of str
+        Columns of a table to leave out, and columns to take as text whatever they hold.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read, or does not hold what a classifier learns from.
+
+    Examples
+    --------
+    >>> from softmaxloss.data.datasets import read_training_data
+    >>> digits = read_training_data("digits")
+    >>> digits.features.shape, digits.labels[:5]
+    ((1797, 64), array([0, 1, 2, 3, 4]))
+    """
+    if source == DIGITS:
+        from sklearn.datasets import load_digits
+
+        pixels, labels = load_digits(return_X_y=True)
+        return Dataset(source, pixels, labels, "digit", Layout("pixels", n_features=pixels.shape[1]))
+    path = Path(source)
+    suffix = _suffix(path)
+    if suffix == ".npz":
+        dataset = _dense_dataset(path, target or "y")
+    elif suffix in SPARSE_SUFFIXES:
+        dataset = _sparse_dataset(path)
+    else:
+        if target is None:
+            raise TypeError("a table needs a target")
+        dataset = _table_dataset(read_table(path), target, drop, categorical)
+    _check_classes(dataset)
+    return dataset
+
+
+def read_features(source: str, layout: Layout) -> Features:
+    """Read features of the layout that a model was trained on.
+
+    A table may have its columns in any order, and more columns than the model knows.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read, or its features are others than the model's.
+    """
+    if source != DIGITS and _suffix(Path(source)) in TABLE_SUFFIXES:
+        if layout.kind != "table":
+            raise DataError(
+                f"{source}: is a table, but the model was trained on {layout.n_features} features without "
+                "names; give it a .npz or SVMlight file"
+            )
+        table = read_table(Path(source))
+        table.require((*layout.numbers, *layout.text), "used in training")
+        columns = {name: table.column(name, "numbers") for name in layout.numbers}
+        columns |= {name: table.column(name, "text") for name in layout.text}
+        return _frame(table, columns)
+    if layout.kind == "table":
+        names = (*layout.numbers, *layout.text)
+        raise DataError(
+            f"{source}: has no named columns, but the model was trained on a table with the columns "
+            f"{listed(names)}; give it a {' or '.join(TABLE_SUFFIXES)} file"
+        )
+    if is_sparse(source):
+        if layout.kind != "sparse":
+            raise DataError(f"{source}: is sparse, but the model was trained on dense data; give it a .npz file")
+        return _sparse_features(Path(source), layout)
+    features = read_training_data(DIGITS).features if source == DIGITS else _dense_features(Path(source))
+    if features.shape[1] != layout.n_features:
+        raise DataError(
+            f"{source}: has {features.shape[1]} features, but the model was trained with {layout.n_features}"
+        )
+    return features
+
+
+def split_rows(
+    dataset: Dataset, test_size: float, seed: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], tuple[str, ...]]:
+    """Part the rows into those to train on and those to test on, each class in the same proportion.
+
+    A class of one row is trained on and not tested, which the notes that come third say.
+
+    Raises
+    ------
+    DataError
+        There are too few rows for every class to be in both parts.
+
+    Examples
+    --------
+    >>> from softmaxloss.data.datasets import read_training_data, split_rows
+    >>> train, test, _ = split_rows(read_training_data("digits"), test_size=0.2, seed=0)
+    >>> len(train), len(test)
+    (1437, 360)
+    """
+    everything = np.arange(len(dataset.labels))
+    if test_size == 0:
+        return everything, everything[:0], ()
+    from sklearn.model_selection import train_test_split
+
+    classes, class_of_row, counts = np.unique(dataset.labels, return_inverse=True, return_counts=True)
+    single = counts[class_of_row] == 1
+    shared = everything[~single]
+    try:
+        train, test = train_test_split(shared, test_size=test_size, random_state=seed, stratify=class_of_row[shared])
+    except ValueError as error:
+        raise DataError(
+            f"{dataset.source}: {len(shared)} rows of {np.count_nonzero(counts > 1)} classes cannot be split "
+            f"with --test-size {test_size:g} ({one_line(error)}); choose another, or 0 to train on all rows"
+        ) from None
+    train = np.sort(np.concatenate([train, everything[single]]))
+    absent = np.setdiff1d(class_of_row, class_of_row[train])
+    if len(absent):
+        raise DataError(
+            f"{dataset.source}: --test-size {test_size:g} leaves no row to train on of class "
+            f"{str(classes[absent[0]])!r}; choose a smaller one, or 0 to train on all rows"
+        )
+    names = [str(name) for name in classes[counts == 1]]
+    notes = (f"classes with a single row are trained on and not tested: {listed(names)}",) if names else ()
+    return train, np.sort(test), notes
+
+
+def as_classes(values: NDArray[Any], subject: str, where: Callable[[int], str]) -> NDArray[Any]:
+    """Make class labels of an array's or column's values: integers, booleans or strings.
+
+    Whole numbers that are stored as floats become integers.
+
+    Parameters
+    ----------
+    values : array of shape (rows,)
+        Numbers, booleans or text; NaN where one is missing.
+    subject : str
+        The file and column, to begin a message with.
+    where : callable
+        Says where a row is to be found.
+
+    Raises
+    ------
+    DataError
+        A label is missing, or the values are no class labels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from softmaxloss.data.datasets import as_classes
+    >>> as_classes(np.array([1.0, 0.0]), "iris.csv: column 'species'", str)
+    array([1, 0])
+    """
+    if values.ndim != 1 or values.dtype.kind not in "buifSUO":
+        raise DataError(
+            f"{subject} has shape {values.shape} and type {values.dtype}; expected one label for each row, "
+            "integer or text"
+        )
+    missing = np.asarray(pd.isna(values))
+    if missing.any():
+        first, more = int(missing.argmax()), int(missing.sum()) - 1
+        others = f" and {more} more" if more else ""
+        raise DataError(f"{subject} has no value at {where(first)}{others}; every row needs a class")
+    if values.dtype.kind == "O":
+        return values.astype(bool) if isinstance(values[0], bool) else values.astype(str)
+    if values.dtype.kind == "S":
+        return np.char.decode(values, "utf-8", "replace")
+    return _whole(values, subject, where) if values.dtype.kind == "f" else values
+
+
+def _whole(values: NDArray[Any], subject: str, where: Callable[[int], str]) -> NDArray[np.int64]:
+    fractional = (values != np.rint(values)) | np.isinf(values)
+    if fractional.any():
+        row = int(fractional.argmax())
+        raise DataError(
+            f"{subject} holds {values[row]:g} at {where(row)}, which is a quantity and not a class; a "
+            "classifier predicts classes, so give it whole numbers or text"
+        )
+    if (np.abs(values) >= EXACT_INTEGERS).any():
+        raise DataError(f"{subject} holds whole numbers of 2**53 or more, which float64 cannot tell apart")
+    return values.astype(np.int64)
+
+
+def _check_classes(dataset: Dataset) -> None:
+    subject = f"{dataset.source}: target {dataset.target!r}"
+    rows, classes = len(dataset.labels), len(np.unique(dataset.labels))
+    if classes == 1:
+        raise DataError(f"{subject} holds one class only, {str(dataset.labels[0])!r}; a classifier needs two or more")
+    if classes == rows:
+        raise DataError(
+            f"{subject} has another value in each of its {rows} rows, so it is an identifier or a quantity "
+            "and not a class; choose another target"
+        )
+
+
+def _suffix(path: Path) -> str:
+    try:
+        return known_suffix(path, SUFFIXES)
+    except DataError as error:
+        raise DataError(f"{error}, or {DIGITS}, the built-in data") from None
+
+
+# Tables
+
+
+def _table_dataset(table: Table, target: str, drop: Sequence[str], categorical: Sequence[str]) -> Dataset:
+    table.require([target], "--target")
+    table.require(drop, "--drop")
+    table.require(categorical, "--categorical")
+    names = [name for name in table.names if name != target and name not in drop]
+    if target in drop or not names:
+        raise DataError(f"{table.path}: no column is left to predict {target!r} from")
+    labels = table.column(target, "text" if target in categorical else None)
+    classes = as_classes(labels.values, f"{table.path}: target {target!r}", table.where)
+    columns = {name: table.column(name, "text" if name in categorical else None) for name in names}
+    numbers = tuple(name for name in names if columns[name].kind != "text")
+    text = tuple(name for name in names if columns[name].kind == "text")
+    layout = Layout("table", numbers, text, len(names))
+    features = _frame(table, {name: columns[name] for name in (*numbers, *text)})
+    notes = (f"columns without a name, left out: {table.unnamed}",) if table.unnamed else ()
+    return Dataset(str(table.path), features, classes, target, layout, notes)
+
+
+def _frame(table: Table, columns: dict[str, Column]) -> pd.DataFrame:
+    """Put columns side by side; true/false counts as 1/0."""
+    series = {}
+    for name, column in columns.items():
+        if column.kind == "text":
+            series[name] = pd.Series(column.values, dtype=object)
+            continue
+        series[name] = pd.Series(column.values, dtype=float)
+        infinite = np.isinf(series[name])
+        if infinite.any():
+            place = table.where(int(infinite.argmax()))
+            raise DataError(f"{table.path}: column {name!r} holds an infinite number at {place}")
+    return pd.DataFrame(series)
+
+
+# Matrices
+
+
+def _dense_dataset(path: Path, target: str) -> Dataset:
+    features = _dense_features(path)
+    labels = as_classes(read_array(path, target), f"{path}: target {target!r}", lambda row: f"{target}[{row}]")
+    if len(labels) != len(features):
+        raise DataError(f"{path}: X has {len(features)} rows, but {target} has {len(labels)} labels")
+    return Dataset(str(path), features, labels, target, Layout("dense", n_features=features.shape[1]))
+
+
+def _dense_features(path: Path) -> NDArray[Any]:
+    features = read_array(path, "X")
+    if features.ndim != 2 or not features.size or features.dtype.kind not in "buif":
+        raise DataError(
+            f"{path}: X has shape {features.shape} and type {features.dtype}; expected rows of numbers, 2-D"
+        )
+    if features.dtype != np.float32:
+        features = features.astype(np.float64)
+    infinite = np.isinf(features)
+    if infinite.any():
+        row, column = np.argwhere(infinite)[0]
+        raise DataError(f"{path}: X[{row}, {column}] is infinite")
+    return features
+
+
+def _sparse_dataset(path: Path) -> Dataset:
+    features, values = _load_sparse(path, zero_based=True)
+    # Read as counted from 0; where nothing has the index 0, the file counts from 1.
+    zero_based = bool(features.nnz and features.indices.min() == 0)
+    if not zero_based:
+        features = features[:, 1:]
+    if not features.nnz:
+        raise DataError(f"{path}: no row holds a feature")
+    labels = as_classes(values, f"{path}: the label", lambda row: f"row {row + 1}")
+    layout = Layout("sparse", n_features=features.shape[1], zero_based=zero_based)
+    return Dataset(str(path), features, labels, "label", layout)
+
+
+def _sparse_features(path: Path, layout: Layout) -> Features:
+    features, _ = _load_sparse(path, zero_based=layout.zero_based)
+    if features.shape[1] > layout.n_features:
+        last = features.shape[1] - layout.zero_based
+        raise DataError(f"{path}: has feature {last}, but the model was trained with {layout.n_features} features")
+    features.resize(features.shape[0], layout.n_features)
+    return features
+
+
+def _load_sparse(path: Path, *, zero_based: bool) -> tuple[Features, NDArray[np.float64]]:
+    from sklearn.datasets import load_svmlight_file
+
+    check_input(path)
+    try:
+        features, labels = load_svmlight_file(str(path), zero_based=zero_based)
+    except (ValueError, OverflowError, OSError) as error:
+        raise DataError(f"{path}: is not an SVMlight file, or is damaged or cut off ({one_line(error)})") from None
+    if not features.shape[0]:
+        raise DataError(f"{path}: has no rows")
+    if not np.isfinite(features.data).all():
+        raise DataError(f"{path}: holds a feature that is infinite or not a number")
+    return features, labels
