@@ -152,6 +152,7 @@ void softmax_by_tiles(const SoftmaxProblem<T>& problem, Index begin, Index end, 
 
 template <class T>
 BadDistribution run_loss(const LossProblem<T>& problem, Index rows) {
+  if (rows == 0) return {};
   const Index classes = problem.classes;
   const bool direct = adjacent(problem.logits, classes) && adjacent(problem.targets.distribution, classes) &&
                       adjacent(problem.gradient, classes);
@@ -171,6 +172,7 @@ BadDistribution run_loss(const LossProblem<T>& problem, Index rows) {
 
 template <class T>
 void run_softmax(const SoftmaxProblem<T>& problem, Index rows) {
+  if (rows == 0) return;
   const Index classes = problem.classes;
   const bool direct = adjacent(problem.logits, classes) && adjacent(problem.output, classes);
   const int threads = threads_for(rows, classes);
