@@ -91,7 +91,7 @@ def softmax_cross_entropy(
     >>> print(sl.softmax_cross_entropy(logits, [1, 0], reduction="none").round(6))
     [1.407606 0.065884]
     >>> print(sl.softmax_cross_entropy(np.float32([[20, 0, 0]]), [0]))
-    4.1223072e-09
+    4.1223074e-09
     """
     backend = backend_of(logits)
     loss, _ = backend.softmax_cross_entropy(
