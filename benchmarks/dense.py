@@ -1,0 +1,103 @@
+"""Times the contenders: each in its own process, all in turn in every round, the shortest time kept."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import Case
+from benchmarks.contenders import OURS
+from benchmarks.worker import Worker
+
+# Another contender's answer may differ from ours by this much, relative to each entry. Rounding explains
+# 1e-5 of a float32 entry (peers subtract the row's logsumexp, rounded, from the logit); a wrong formula is
+# off by far more.
+TOLERANCE = {"float32": 1e-4, "float64": 1e-11}
+
+
+class DisagreementError(RuntimeError):
+    """A contender's answer is not ours, so its time says nothing."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: rounds, the seconds of a turn in each, and the seconds after which a case ends."""
+
+    rounds: int
+    turn_seconds: float
+    case_seconds: float
+
+    # An operation that takes longer than this joins every fifth round only.
+    slow_seconds: float = 0.3
+    slow_rounds: int = 5
+
+
+FULL = Effort(rounds=40, turn_seconds=0.05, case_seconds=60)
+QUICK = Effort(rounds=3, turn_seconds=0.01, case_seconds=10)
+
+
+def measure(names: list[str], cases: list[Case], effort: Effort) -> list[dict[str, Any]]:
+    """Measure every case; each result is a dictionary that JSON can hold."""
+    workers: dict[str, Worker] = {}
+    try:
+        for name in names:
+            workers[name] = Worker(name)
+        return [_measure_case(workers, case, effort) for case in cases]
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+def _measure_case(workers: dict[str, Worker], case: Case, effort: Effort) -> dict[str, Any]:
+    print(f"{case} ...", end="", file=sys.stderr, flush=True)
+    operations = {name: worker.load(case) for name, worker in workers.items()}
+    differences = _check(workers, operations, case)
+    seconds: dict[str, dict[str, float]] = {name: {} for name in workers}
+    calls: dict[str, dict[str, int]] = {name: {} for name in workers}
+    start = time.perf_counter()
+    done = 0
+    while done < effort.rounds and not (done and time.perf_counter() - start > effort.case_seconds):
+        for name, worker in workers.items():
+            for operation in operations[name]:
+                best = seconds[name].get(operation, float("inf"))
+                if effort.slow_seconds < best < float("inf") and done % effort.slow_rounds:
+                    continue
+                shortest, times = worker.time(operation, effort.turn_seconds)
+                seconds[name][operation] = min(best, shortest)
+                calls[name][operation] = calls[name].get(operation, 0) + times
+        done += 1
+    print(f" {done} rounds, {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return {
+        "case": str(case),
+        **asdict(case),
+        "rounds": done,
+        "seconds": seconds,
+        "calls": calls,
+        "differences": differences,
+    }
+
+
+def _check(workers: dict[str, Worker], operations: dict[str, list[str]], case: Case) -> dict[str, dict[str, float]]:
+    """Compare every loss and gradient with ours, which is also every operation's first call: it warms up."""
+    differences: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="softmaxloss-benchmarks-") as folder:
+        workers[OURS].save("grad", Path(folder))
+        for name, worker in workers.items():
+            compared = [operation for operation in operations[name] if operation != "copy"]
+            differences[name] = {operation: worker.compare(operation, Path(folder)) for operation in compared}
+    wrong = {
+        f"{name} {operation}": difference
+        for name, found in differences.items()
+        for operation, difference in found.items()
+        if not difference <= TOLERANCE[case.dtype]
+    }
+    if wrong:
+        raise DisagreementError(
+            f"{case}: answers that differ from ours by more than {TOLERANCE[case.dtype]:g} of an entry: "
+            + ", ".join(f"{what} by {difference:.2g}" for what, difference in wrong.items())
+        )
+    return differences

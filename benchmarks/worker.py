@@ -1,0 +1,176 @@
+"""A contender in a process of its own, so that no two thread pools meet; the runner asks it over a pipe."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import time
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cases import Case
+from benchmarks.contenders import CONTENDERS, Operations, all_threads
+
+# The threads of the contender before spin for some milliseconds after their last work; let them fall asleep.
+SETTLE_SECONDS = 0.005
+
+# Rows compared at a time are about this many bytes.
+COMPARE_BYTES = 1 << 24
+
+
+class WorkerError(RuntimeError):
+    """A contender's process failed; the message holds its traceback."""
+
+
+class Worker:
+    """The runner's end: methods are requests to the process, which lives from construction to `close`."""
+
+    def __init__(self, name: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.name = name
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, name), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def load(self, case: Case) -> list[str]:
+        """Make a case ready and drop the one before; returns the names of the operations."""
+        return self._ask("load", case)
+
+    def time(self, operation: str, seconds: float) -> tuple[float, int]:
+        """Call an operation until the seconds are over: the shortest time, and the number of calls."""
+        return self._ask("time", operation, seconds)
+
+    def save(self, operation: str, folder: Path) -> None:
+        """Write an operation's loss and gradient, for other contenders to compare with."""
+        return self._ask("save", operation, folder)
+
+    def compare(self, operation: str, folder: Path) -> float:
+        """Give the largest relative difference from the saved loss and, if there is one, gradient."""
+        return self._ask("compare", operation, folder)
+
+    def memory(self, case: Case, operation: str) -> int:
+        """Give the bytes by which an operation's first call raises the process's peak of resident memory."""
+        return self._ask("memory", case, operation)
+
+    def close(self) -> None:
+        self._connection.close()
+        self._process.join(timeout=10)
+        if self._process.is_alive():
+            self._process.kill()
+
+    def _ask(self, request: str, *arguments: Any) -> Any:
+        try:
+            self._connection.send((request, *arguments))
+            answer, failure = self._connection.recv()
+        except (EOFError, ConnectionError):
+            self._process.join(timeout=10)
+            raise WorkerError(f"{self.name}: the process ended with status {self._process.exitcode}") from None
+        if failure:
+            raise WorkerError(f"{self.name}: {request} failed\n{failure}")
+        return answer
+
+
+def _serve(connection: Connection, name: str) -> None:
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    bench = _Bench(name)
+    while True:
+        try:
+            request, *arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            connection.send((getattr(bench, request)(*arguments), None))
+        except Exception:
+            connection.send((None, traceback.format_exc()))
+
+
+class _Bench:
+    """The process's end of `Worker`, method for method."""
+
+    def __init__(self, name: str) -> None:
+        self._contender = CONTENDERS[name]
+        self._operations: Operations = {}
+
+    def load(self, case: Case) -> list[str]:
+        self._operations = {}
+        gc.collect()
+        self._operations = self._contender.load(case, all_threads())
+        return list(self._operations)
+
+    def time(self, operation: str, seconds: float) -> tuple[float, int]:
+        one = self._operations[operation]
+        best, calls = float("inf"), 0
+        time.sleep(SETTLE_SECONDS)
+        end = time.perf_counter() + seconds
+        while not calls or time.perf_counter() < end:
+            one.before()
+            start = time.perf_counter()
+            answer = one.run()
+            best = min(best, time.perf_counter() - start)
+            # Freed outside the clock: freeing a new gradient is the caller's time.
+            del answer
+            calls += 1
+        return best, calls
+
+    def save(self, operation: str, folder: Path) -> None:
+        loss, gradient = self._answer(operation)
+        np.save(folder / "loss.npy", loss)
+        np.save(folder / "gradient.npy", gradient)
+
+    def compare(self, operation: str, folder: Path) -> float:
+        loss, gradient = self._answer(operation)
+        difference = _relative_difference(loss, np.load(folder / "loss.npy"))
+        if gradient is None:
+            return difference
+        expected = np.load(folder / "gradient.npy", mmap_mode="r")
+        rows = max(1, COMPARE_BYTES // (expected.shape[1] * expected.itemsize))
+        for start in range(0, len(expected), rows):
+            block = slice(start, start + rows)
+            difference = max(difference, _relative_difference(gradient[block], expected[block]))
+        return difference
+
+    def memory(self, case: Case, operation: str) -> int:
+        # A tiny case first: it imports, starts threads, and fills what is filled once.
+        for one in self._contender.load(Case(64, 16, case.dtype), all_threads()).values():
+            one.before()
+            one.run()
+        self.load(case)
+        one = self._operations[operation]
+        one.before()
+        gc.collect()
+        # Writing 5 sets the peak (VmHWM) back to what is resident now: proc(5), /proc/pid/clear_refs.
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status_bytes("VmRSS")
+        answer = one.run()
+        peak = _status_bytes("VmHWM")
+        del answer
+        return max(0, peak - before)
+
+    def _answer(self, operation: str) -> tuple[Any, Any]:
+        one = self._operations[operation]
+        one.before()
+        answer = one.run()
+        loss, gradient = answer if isinstance(answer, tuple) else (answer, None)
+        return np.asarray(loss), None if gradient is None else np.asarray(gradient)
+
+
+def _relative_difference(found: Any, expected: Any) -> float:
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return float("inf")
+    # Against zero the difference counts in units of the smallest normal number.
+    scale = np.maximum(np.abs(expected), np.finfo(expected.dtype).tiny)
+    difference = float((np.abs(found - expected) / scale).max())
+    return difference if difference == difference else float("inf")
+
+
+def _status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}: this measurement needs Linux")
