@@ -84,10 +84,11 @@ def evaluate(
     TypeError
         The labels are not integers, or the scores not real numbers.
 
-    Notes ----- A row whose scores hold NaN or +inf, or are all -inf, has no loss: it is counted in
-    ``n_nonfinite``, left out of every average, and reported. A row that gives its label probability 0 has
-    an infinite loss and is not left out: the mean loss is then infinite, and ``n_infinite_loss`` says how
-    many such rows there are.
+    Notes
+    -----
+    A row whose scores hold NaN or +inf, or are all -inf, has no loss: it is counted in ``n_nonfinite``, left out of
+    every average, and reported. A row that gives its label probability 0 has an infinite loss and is not left out:
+    the mean loss is then infinite, and ``n_infinite_loss`` says how many such rows there are.
 
     The standard error with weights is the linearised one of a ratio of sums: W. G. Cochran, Sampling
     Techniques, 3rd edition (1977), chapter 6.
@@ -146,6 +147,15 @@ class Evaluation:
         Rows left out because their scores hold NaN or +inf, or are all -inf.
     n_infinite_loss : int
         Scored rows whose label has probability 0.
+
+    Examples
+    --------
+    >>> import softmaxloss as sl
+    >>> found = sl.evaluate([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]], [0, 1, -100])
+    >>> found
+    Evaluation(loss=0.180925, accuracy=1, n_rows=3)
+    >>> found.n_scored, found.n_ignored
+    (2, 1)
     """
 
     loss: float
