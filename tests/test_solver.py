@@ -1,0 +1,222 @@
+"""The optimiser by itself, on functions whose minimum is known."""
+
+import numpy as np
+import pytest
+
+from softmaxloss.solver import Iteration, ProgressReport, minimize
+
+
+class Quadratic:
+    """offset + (x - target)^T A (x - target) / 2 for a symmetric positive definite A of given eigenvalues."""
+
+    def __init__(self, eigenvalues, *, offset=0.0, noise=0.0, seed=0):
+        self.random = np.random.default_rng(seed)
+        n = len(eigenvalues)
+        basis = np.linalg.qr(self.random.standard_normal((n, n)))[0]
+        self.A = (basis * eigenvalues) @ basis.T
+        self.target = self.random.standard_normal(n)
+        self.offset = offset
+        self.noise = noise
+        self.calls = 0
+
+    def __call__(self, x):
+        self.calls += 1
+        residual = x - self.target
+        gradient = self.A @ residual
+        value = self.offset + 0.5 * float(residual @ gradient)
+        return value, gradient + self.noise * self.random.standard_normal(len(x))
+
+
+class Scaling:
+    """The variables u = x / scale."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def to_original(self, u):
+        return u * self.scale
+
+    def from_original(self, x):
+        return x / self.scale
+
+    def gradient(self, gradient):
+        return gradient * self.scale
+
+
+def logistic(x):
+    """A convex function that is far from quadratic, with its minimum at (3, 3, ...)."""
+    t = x - 3
+    return float(np.logaddexp(0, t).sum() + np.logaddexp(0, -t).sum()), np.tanh(t / 2)
+
+
+def test_it_finds_the_minimum_and_reports_what_is_there():
+    function = Quadratic(np.geomspace(1e-3, 1, 30))
+
+    solution = minimize(function, np.zeros(30), tol=1e-9, max_iter=500)
+
+    value, gradient = function(solution.x)
+    assert solution.converged
+    assert np.abs(gradient).max() == solution.gradient_norm <= 1e-9
+    assert solution.value == value == solution.values[-1]
+    assert solution.n_iter == len(solution.values)
+    np.testing.assert_allclose(solution.x, function.target, atol=1e-6)
+
+
+def test_it_takes_a_sequence_and_leaves_the_start_as_it_was():
+    start = np.full(4, -20.0)
+
+    solution = minimize(logistic, start, tol=1e-10, max_iter=100)
+
+    np.testing.assert_array_equal(start, -20.0)
+    np.testing.assert_allclose(solution.x, 3.0, atol=1e-8)
+    np.testing.assert_allclose(minimize(logistic, [-20, -20], tol=1e-10, max_iter=100).x, 3.0, atol=1e-8)
+
+
+def test_the_values_fall_at_every_iteration():
+    solution = minimize(Quadratic(np.geomspace(1e-4, 1, 40)), np.zeros(40), tol=1e-5, max_iter=500)
+
+    assert np.all(np.diff(solution.values) < 0)
+
+
+def test_it_goes_on_below_the_rounding_of_the_value():
+    # At a million a value tells nothing of steps that lower it by less than 1e-10, so nothing of gradients below 1e-5.
+    function = Quadratic(np.geomspace(1e-2, 1, 20), offset=1e6)
+
+    solution = minimize(function, np.zeros(20), tol=1e-11, max_iter=500)
+
+    assert solution.converged
+    np.testing.assert_allclose(solution.x, function.target, atol=1e-9)
+
+
+def test_it_says_so_where_rounding_stops_it():
+    function = Quadratic(np.geomspace(1e-2, 1, 20), noise=1e-6)
+
+    norms: list[float] = []
+
+    solution = minimize(
+        function,
+        np.zeros(20),
+        tol=1e-12,
+        max_iter=10_000,
+        on_iteration=lambda iteration: norms.append(iteration.gradient_norm),
+    )
+
+    assert not solution.converged
+    assert solution.n_iter < 1000  # it gave up, rather than wander until max_iter
+    assert 1e-12 < solution.gradient_norm < 1e-5
+    assert solution.gradient_norm == min(norms)
+    np.testing.assert_allclose(solution.x, function.target, atol=1e-3)
+
+
+def test_it_stops_at_max_iter():
+    function = Quadratic(np.geomspace(1e-4, 1, 40))
+
+    solution = minimize(function, np.zeros(40), tol=1e-9, max_iter=7)
+
+    assert (solution.n_iter, len(solution.values), solution.converged) == (7, 7, False)
+    assert solution.gradient_norm == np.abs(function(solution.x)[1]).max() > 1e-9
+
+
+def test_a_start_at_the_minimum_needs_no_iteration():
+    function = Quadratic(np.ones(5))
+
+    solution = minimize(function, function.target, tol=1e-9, max_iter=10)
+
+    assert (solution.n_iter, solution.values, solution.converged, function.calls) == (0, [], True, 1)
+
+
+def test_good_variables_save_iterations_and_the_tolerance_is_about_the_original_ones():
+    scale = np.geomspace(1e-6, 1e6, 12)
+    well_scaled = Quadratic(np.linspace(0.5, 1, 12))
+
+    def badly_scaled(x):
+        value, gradient = well_scaled(x / scale)
+        return value, gradient / scale
+
+    start = np.zeros(12)
+    solution = minimize(badly_scaled, start, tol=1e-5, max_iter=300, variables=Scaling(scale))
+    without = minimize(badly_scaled, start, tol=1e-5, max_iter=300)
+
+    assert solution.converged
+    assert solution.gradient_norm == np.abs(badly_scaled(solution.x)[1]).max() <= 1e-5
+    assert solution.n_iter < 50
+    assert solution.value < 1e-12 < without.value
+
+
+def test_every_iteration_is_announced():
+    seen: list[Iteration] = []
+
+    solution = minimize(logistic, np.zeros(3), tol=1e-8, max_iter=100, on_iteration=seen.append)
+
+    assert [iteration.number for iteration in seen] == list(range(1, solution.n_iter + 1))
+    assert [iteration.value for iteration in seen] == solution.values
+    assert seen[-1].gradient_norm == solution.gradient_norm
+    np.testing.assert_array_equal(seen[-1].x, solution.x)
+    assert all(iteration.value == logistic(iteration.x)[0] for iteration in seen)
+
+
+def test_an_exception_of_the_listener_ends_it():
+    def interrupt(iteration):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        minimize(logistic, np.zeros(3), tol=1e-8, max_iter=100, on_iteration=interrupt)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_start_where_the_function_is_not_finite_is_refused(bad):
+    with pytest.raises(ValueError, match=r"finite where the minimisation starts.*rescale"):
+        minimize(lambda x: (bad, x), np.ones(2), tol=1e-8, max_iter=10)
+    with pytest.raises(ValueError, match="finite where the minimisation starts"):
+        minimize(lambda x: (0.0, x * bad), np.ones(2), tol=1e-8, max_iter=10)
+
+
+def report(n):
+    with ProgressReport() as progress:
+        for number in range(1, n + 1):
+            progress(Iteration(number, np.zeros(1), 1 / number, 0.5**number))
+
+
+def test_progress_in_a_log_is_every_tenth_line_and_the_last(capsys):
+    report(23)
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line.split(":")[0] for line in err.splitlines()] == ["iteration 10", "iteration 20", "iteration 23"]
+    assert err.splitlines()[0] == "iteration 10: loss 0.1, max |gradient| 9.77e-04"
+
+
+def test_progress_in_a_log_names_no_iteration_twice(capsys):
+    report(20)
+
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["iteration 10", "iteration 20"]
+
+
+def test_progress_on_a_terminal_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+
+    report(12)
+
+    err = capsys.readouterr().err
+    assert err.count("\r") == 12
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    assert "iteration 12: loss 0.083333333" in err
+
+
+def test_progress_on_a_terminal_covers_the_longer_line_before(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+
+    with ProgressReport() as progress:
+        progress(Iteration(1, np.zeros(1), 1 / 3, 1.0))
+        progress(Iteration(2, np.zeros(1), 0.5, 1.0))
+
+    first, second = capsys.readouterr().err.strip("\r\n").split("\r")
+    assert len(second) == len(first)
+
+
+def test_progress_can_be_off(capsys):
+    with ProgressReport(enabled=False) as progress:
+        progress(Iteration(10, np.zeros(1), 1.0, 1.0))
+
+    assert capsys.readouterr().err == ""
