@@ -2,8 +2,8 @@
 //
 // A row is read once. Its terms e_j = exp(z_j - r) are summed and, where a gradient is wanted, kept in a scratch row;
 // while the next row is read, the scratch is scaled and written out, so that arithmetic hides behind the stores.
-// The reference r is the maximum of the first few classes and the label. A row that exceeds it by too much (27 nats
-// for float) is begun again with its true maximum.
+// The reference r is near the maximum of the first few classes and the label. A row that exceeds it by too much is
+// begun again with its true maximum.
 #pragma once
 
 #include "exp.hpp"
@@ -110,19 +110,19 @@ struct Block {
 };
 
 template <class T, Dense kDense, bool kStore>
-ALWAYS_INLINE void add_group(Block<T>& block, const RowInput<T>& in, Vec<T> reference, T* scratch) {
+ALWAYS_INLINE void add_group(Block<T>& block, const RowInput<T>& in, const ReferenceVectors<T>& reference,
+                             Vec<T> origin, T* scratch) {
 #pragma GCC unroll 4
   for (int u = 0; u < kVectorsPerGroup; ++u) {
     const Index j = u * kLanes<T>;
     const Vec<T> z = load(in.logits + j);
     block.maximum[u % 2] = keep_nan_max(block.maximum[u % 2], z);
-    const Vec<T> t = z - reference;
-    const Vec<T> e = scaled_exp<T>(t);
+    const Vec<T> e = scaled_exp<T>(z, reference);
     block.sum[u] += e;
     if constexpr (kStore) store(scratch + j, e);
     if constexpr (kDense != Dense::kNone) {
       const Vec<T> target = dense_target<T, kDense>(in, j);
-      block.target_dot[u % 2] += target == T{0} ? Vec<T>{} : target * t;  // 0 * -inf counts as 0
+      block.target_dot[u % 2] += target == T{0} ? Vec<T>{} : target * (z - origin);  // 0 * -inf counts as 0
       if constexpr (kDense == Dense::kAffineRow) block.target_sum[u % 2] += target;
       if constexpr (per_row(kDense)) {
         const Vec<T> q = load(in.dense + j);
@@ -170,7 +170,7 @@ class Writer {
     }
   }
 
-  // The entry at the pivot of a per-row distribution, known exactly, replaces what the loop wrote.
+  // The entry at the pivot, known more exactly, takes the place of what the loop computes.
   void replace(Index j, T value) {
     replaced_ = j;
     replacement_ = value;
@@ -186,24 +186,39 @@ class Writer {
     while (next_ + kGroup<T> <= classes_) step();
     while (next_ + kLanes<T> <= classes_) write_vector<false>();
     while (next_ < classes_) write_scalar();
-    if (replaced_ >= 0) out_[replaced_] = replacement_;
+    if (replaced_ >= 0) write_replacement();
     replaced_ = -1;
   }
 
  private:
+  ALWAYS_INLINE Vec<T> value_at(Index j) const {
+    const Vec<T> e = load(scratch_ + j);
+    if constexpr (kDense == Dense::kNone) return e * a_;
+    return fused_multiply_add(e, splat(a_), dense_target<T, kDense>(in_, j) * minus_b_);
+  }
+
   template <bool kPastCache>
   ALWAYS_INLINE void write_vector() {
-    const Vec<T> e = load(scratch_ + next_);
-    Vec<T> value;
-    if constexpr (kDense == Dense::kNone)
-      value = e * a_;
-    else
-      value = fused_multiply_add(e, splat(a_), dense_target<T, kDense>(in_, next_) * minus_b_);
     if constexpr (kPastCache)
-      stream(out_ + next_, value);
+      stream(out_ + next_, value_at(next_));
     else
-      store(out_ + next_, value);
+      store(out_ + next_, value_at(next_));
     next_ += kLanes<T>;
+  }
+
+  void write_replacement() {
+    constexpr Index kLine = 64 / sizeof(T);
+    const Index line =
+        replaced_ - static_cast<Index>(reinterpret_cast<std::uintptr_t>(out_ + replaced_) % 64 / sizeof(T));
+    if (!kStream || line < 0 || line + kLine > classes_) {
+      out_[replaced_] = replacement_;
+      return;
+    }
+    // The line is past the cache already: to write all of it again is cheaper than to fetch it for one entry.
+    T values[kLine];
+    for (Index j = 0; j < kLine; j += kLanes<T>) store(values + j, value_at(line + j));
+    values[replaced_ - line] = replacement_;
+    for (Index j = 0; j < kLine; j += kLanes<T>) stream(out_ + line + j, load(values + j));
   }
 
   ALWAYS_INLINE void write_scalar() {
@@ -241,23 +256,18 @@ inline T row_maximum(const T* z, Index classes) {
   return result;
 }
 
-// A reference must be finite: -inf - -inf is NaN.
-template <class T>
-inline T finite_from_below(T reference) {
-  return reference == -std::numeric_limits<T>::infinity() ? std::numeric_limits<T>::lowest() : reference;
-}
-
 // What a per-row distribution adds up to, for its check.
 struct LabelSum {
   double sum = 1.0;
   double least = 0.0;
 };
 
-// Sums a row relative to out.reference. False if a term exceeds the reference by more than the scale allows.
+// Sums a row relative to out.reference and out.origin. False if a class exceeds the reference by more than the slack.
 template <class T, Dense kDense, bool kStore, class W>
 bool sum_terms(RowSum<T>& out, LabelSum& labels, const RowInput<T>& in, Index classes, Index pivot, T* scratch,
                W& writer) {
-  const Vec<T> reference = splat(out.reference);
+  const ReferenceVectors<T> reference(out.reference);
+  const Vec<T> origin = splat(out.origin);
   WideSum<T> sum, target_dot, target_sum, label_sum;
   T minus_least = -std::numeric_limits<T>::infinity();
   PatchedGroup<T> patched;
@@ -268,13 +278,13 @@ bool sum_terms(RowSum<T>& out, LabelSum& labels, const RowInput<T>& in, Index cl
     Index j = begin;
     const auto whole_groups = [&](Index until) {
       for (; j + kGroup<T> <= until; j += kGroup<T>) {
-        add_group<T, kDense, kStore>(block, in.at(j), reference, scratch + j);
+        add_group<T, kDense, kStore>(block, in.at(j), reference, origin, scratch + j);
         writer.step();
       }
     };
     const auto patched_group = [&] {
       const Index size = end - j < kGroup<T> ? end - j : kGroup<T>;
-      add_group<T, kDense, kStore>(block, patched.fill(in.at(j), size, pivot - j), reference, scratch + j);
+      add_group<T, kDense, kStore>(block, patched.fill(in.at(j), size, pivot - j), reference, origin, scratch + j);
       writer.step();
       j += kGroup<T>;
     };
@@ -286,7 +296,7 @@ bool sum_terms(RowSum<T>& out, LabelSum& labels, const RowInput<T>& in, Index cl
     if (j < end) patched_group();
 
     const T maximum = max_lane<T>(keep_nan_max(block.maximum[0], block.maximum[1]));
-    if (maximum - out.reference > kReferenceSlack<T>) return false;
+    if (out.reference.below(maximum) > kReferenceSlack) return false;
     out.maximum = maximum > out.maximum ? maximum : out.maximum;
     sum.add((block.sum[0] + block.sum[1]) + (block.sum[2] + block.sum[3]));
     if constexpr (kDense != Dense::kNone) target_dot.add(block.target_dot[0] + block.target_dot[1]);
@@ -312,7 +322,8 @@ RowSum<T> sum_row(LabelSum& labels, const RowInput<T>& in, Index classes, Index 
   const T at_pivot = pivot >= 0 ? in.logits[pivot] : -std::numeric_limits<T>::infinity();
   const auto start_from = [&](T maximum) {
     RowSum<T> start;
-    start.reference = finite_from_below(maximum > at_pivot ? maximum : at_pivot);
+    start.reference = Reference<T>::near(maximum > at_pivot ? maximum : at_pivot);
+    start.origin = start.reference.origin != T{0} ? start.reference.origin : maximum > at_pivot ? maximum : at_pivot;
     start.maximum = at_pivot;
     return start;
   };
@@ -324,21 +335,27 @@ RowSum<T> sum_row(LabelSum& labels, const RowInput<T>& in, Index classes, Index 
   return out;
 }
 
-// Where there is no label and one class holds most of the total, that class becomes the pivot and the row is summed
-// anew without it, relative to it.
+// Tells whether one class other than the row's pivot, if it has one, holds most of the total.
+template <class T>
+bool has_dominant_class(const RowSum<T>& sum, const RowTerms& terms, const Pivot& pivot) {
+  return sum.maximum > pivot.logit && std::exp(sum.reference.below(sum.maximum)) > 0.5 * terms.total;
+}
+
+// Makes the largest class the pivot, and sums the row anew without it and relative to it.
 template <class T, Dense kDense>
 Pivot largest_as_pivot(RowSum<T>& sum, const RowInput<T>& in, Index classes) {
   Pivot pivot;
-  if (!(std::exp(static_cast<double>(sum.maximum) - sum.reference) > 0.5 * sum.rest)) return pivot;
   while (!(in.logits[++pivot.index] == sum.maximum)) {
   }
-  pivot.gap = 0.0;
+  pivot.logit = sum.maximum;
   if constexpr (kDense != Dense::kNone) pivot.dense = dense_target_scalar<T, kDense>(in, pivot.index);
-  sum.reference = sum.maximum;
+  sum.reference = Reference<T>::near(sum.maximum);
+  sum.origin = sum.maximum;
   NoWriter nothing;
   LabelSum unused;
+  const double target_sum = sum.target_sum;
   sum_terms<T, kDense, false>(sum, unused, in, classes, pivot.index, static_cast<T*>(nullptr), nothing);
-  sum.target_sum += pivot.dense;
+  sum.target_sum = target_sum;
   return pivot;
 }
 

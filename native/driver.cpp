@@ -211,19 +211,14 @@ BadDistribution check_distribution(const Rows<const T>& distribution, Index clas
 double sum(const double* values, Index count) {
   constexpr Index kBlock = 512;
   constexpr Index kLanes = 8;
-  double total = 0.0, error = 0.0;
+  CompensatedSum total;
   for (Index begin = 0; begin < count; begin += kBlock) {
     double lanes[kLanes] = {};
     const Index end = std::min(begin + kBlock, count);
     for (Index i = begin; i < end; ++i) lanes[i % kLanes] += values[i];
-    for (const double lane : lanes) {
-      const double next = total + lane;
-      const double added = next - total;
-      error += (total - (next - added)) + (lane - added);
-      total = next;
-    }
+    for (const double lane : lanes) total.add(lane);
   }
-  return std::isfinite(error) ? total + error : total;
+  return total.value();
 }
 
 template BadDistribution run_loss(const LossProblem<float>&, Index);

@@ -2,6 +2,8 @@
 // tiles.
 #pragma once
 
+#include <cmath>
+
 #include "problem.hpp"
 
 namespace softmaxloss {
@@ -15,6 +17,21 @@ void run_softmax(const SoftmaxProblem<T>& problem, Index rows);
 // The first row that is not a distribution, without a loss: for a gradient that is to overwrite the logits.
 template <class T>
 BadDistribution check_distribution(const Rows<const T>& distribution, Index classes, Index rows, double tolerance);
+
+// A sum of many doubles that keeps what each addition rounds away (Knuth's two-sum).
+class CompensatedSum {
+ public:
+  void add(double value) {
+    const double next = total_ + value;
+    const double added = next - total_;
+    error_ += (total_ - (next - added)) + (value - added);
+    total_ = next;
+  }
+  double value() const { return std::isfinite(error_) ? total_ + error_ : total_; }
+
+ private:
+  double total_ = 0.0, error_ = 0.0;
+};
 
 // A sum whose rounding does not depend on the number of threads.
 double sum(const double* values, Index count);

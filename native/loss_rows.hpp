@@ -8,22 +8,12 @@
 
 namespace softmaxloss::SOFTMAXLOSS_ISA {
 
-// e_j -> exp(z_j - maximum), without the scale of scaled_exp, in a row's scratch.
+// Whether scalar / scale, a scalar of a row's gradient, keeps its digits in T: not where weights are far from 1.
 template <class T>
-void rescale_terms(T* scratch, Index classes, const RowSum<T>& sum) {
-  const T factor = static_cast<T>(std::exp(static_cast<double>(sum.reference) - sum.maximum) / kExpScale<T>);
-  for (Index j = 0; j < classes; ++j) scratch[j] *= factor;
-}
-
-// The factor that turns the scratch's terms into a * p_j. Where it would be subnormal (tiny weights), the terms are
-// made smaller first, so that a gradient that is a normal number keeps all its digits.
-template <class T>
-T term_factor(double a, const RowTerms& terms, const RowSum<T>& sum, T* scratch, Index classes) {
-  const double factor = a / terms.total / kExpScale<T>;
-  const bool subnormal = std::abs(factor) < static_cast<double>(std::numeric_limits<T>::min());
-  if (!subnormal || a == 0.0) return static_cast<T>(factor);
-  rescale_terms(scratch, classes, sum);
-  return static_cast<T>(a / (terms.total * std::exp(static_cast<double>(sum.reference) - sum.maximum)));
+bool fits(double scalar, double scale) {
+  const double magnitude = std::abs(scalar);
+  const bool too_small = magnitude < std::numeric_limits<T>::min() * scale && magnitude > 0.0;
+  return !too_small && !(magnitude > std::numeric_limits<T>::max() * scale);  // NaN fits
 }
 
 template <class T, Dense kDense, bool kGradient, bool kStream>
@@ -41,12 +31,15 @@ class LossRows {
     RowCursor<T> gradient(problem_.gradient, begin);
     BadDistribution bad;
     for (Index row = begin; row < end && bad.row < 0; ++row) {
-      if (targets_.labels && targets_.labels[row] == targets_.ignore_index) {
-        problem_.loss[row] = 0.0;
-        if constexpr (kGradient) std::memset(gradient.get(), 0, sizeof(T) * static_cast<std::size_t>(classes_));
+      const Index label = per_row(kDense) ? -1 : targets_.labels[row];
+      if (!per_row(kDense) && label == targets_.ignore_index) {
+        fill(row, gradient.get(), T{0});
+      } else if (!per_row(kDense) && (label < 0 || label >= classes_)) {
+        // Labels were checked before: another thread has written over them since.
+        fill(row, gradient.get(), std::numeric_limits<T>::quiet_NaN());
       } else {
         const T* dense = kDense == Dense::kShared ? targets_.dense : distribution.get();
-        bad = one_row(row, {logits.get(), dense, targets_.distribution_scale, targets_.distribution_shift},
+        bad = one_row(row, label, {logits.get(), dense, targets_.distribution_scale, targets_.distribution_shift},
                       gradient.get());
       }
       logits.advance();
@@ -61,8 +54,14 @@ class LossRows {
  private:
   using RowWriter = std::conditional_t<kGradient, Writer<T, kDense, kStream>, NoWriter>;
 
-  BadDistribution one_row(Index row, const RowInput<T>& in, T* gradient) {
-    const Index label = per_row(kDense) ? -1 : targets_.labels[row];
+  // A row without an answer of its own: loss and gradient are `value`.
+  void fill(Index row, T* gradient, T value) {
+    problem_.loss[row] = value;
+    if constexpr (kGradient)
+      for (Index j = 0; j < classes_; ++j) gradient[j] = value;
+  }
+
+  BadDistribution one_row(Index row, Index label, const RowInput<T>& in, T* gradient) {
     const double spike = per_row(kDense) ? 0.0 : targets_.spike ? targets_.spike[label] : 1.0;
     const double weight = problem_.weights ? problem_.weights[row] : 1.0;
 
@@ -72,43 +71,63 @@ class LossRows {
     if (per_row(kDense) && !is_distribution(labels.sum, labels.least, targets_.tolerance))
       return {row, labels.sum, labels.least};
 
-    const T scratch_reference = sum.reference;
     Pivot pivot;
+    if constexpr (!per_row(kDense)) pivot = label_as_pivot(sum, in, label);
+    RowTerms terms = row_terms(sum, pivot);
+    const double scratch_total = terms.total;  // relative to the reference that the scratch was filled with
     if constexpr (per_row(kDense)) {
-      pivot = largest_as_pivot<T, kDense>(sum, in, classes_);
-    } else {
-      pivot.index = label;
-      pivot.gap = static_cast<double>(in.logits[label]) - sum.reference;
-      if constexpr (kDense == Dense::kShared) {
-        pivot.dense = in.dense[label];
-        sum.target_sum = targets_.dense_sum;
-        sum.target_dot += weighted(pivot.dense, pivot.gap);
+      if (has_dominant_class(sum, terms, pivot)) {
+        pivot = largest_as_pivot<T, kDense>(sum, in, classes_);
+        terms = row_terms(sum, pivot);
       }
     }
-    const RowTerms terms = row_terms(sum.rest, pivot.gap);
-    problem_.loss[row] = weighted(weight, row_loss(terms, spike, sum.target_sum, sum.target_dot));
-    if constexpr (kGradient) start_writing(in, gradient, terms, sum, scratch_reference, pivot, spike, weight);
+    problem_.loss[row] = weighted(weight, loss_of(in, sum, terms, pivot, spike));
+    if constexpr (kGradient) {
+      const double b = problem_.gradient_scale * weight;
+      const double a_over_total = b * (spike + sum.target_sum) / scratch_total;
+      const T at_pivot = static_cast<T>(pivot_gradient(terms, spike, sum.target_sum, pivot.dense, b));
+      if (fits<T>(a_over_total, kExpScale<T>) && fits<T>(b, 1.0)) {
+        writer_ =
+            RowWriter(gradient, classes_, scratch_, in, static_cast<T>(a_over_total / kExpScale<T>), static_cast<T>(b));
+        if (pivot.index >= 0) writer_.replace(pivot.index, at_pivot);
+        std::swap(scratch_, spare_);
+      } else {
+        write_in_double(in, gradient, a_over_total, b);
+        if (pivot.index >= 0) gradient[pivot.index] = at_pivot;
+      }
+    }
     return {};
   }
 
-  void start_writing(const RowInput<T>& in, T* gradient, RowTerms terms, RowSum<T> sum, T scratch_reference,
-                     const Pivot& pivot, double spike, double weight) {
-    const double b = problem_.gradient_scale * weight;
-    const double a = b * (spike + sum.target_sum);
-    // The scratch holds the terms relative to the reference they were stored with.
-    terms.total *= std::exp(static_cast<double>(sum.reference) - scratch_reference);
-    sum.reference = scratch_reference;
-    const T factor = term_factor(a, terms, sum, scratch_, classes_);
-    const double at_pivot = pivot_gradient(terms, spike, sum.target_sum, pivot.dense, b);
-    if constexpr (!per_row(kDense)) {
-      const double before_scaling = (at_pivot + b * pivot.dense) / static_cast<double>(factor);
-      scratch_[pivot.index] = factor == T{0} ? T{0} : static_cast<T>(before_scaling);
+  void write_in_double(const RowInput<T>& in, T* gradient, double a_over_total, double b) const {
+    for (Index j = 0; j < classes_; ++j) {
+      double value = scratch_[j] / kExpScale<T> * a_over_total;
+      if constexpr (kDense != Dense::kNone) value -= b * static_cast<double>(dense_target_scalar<T, kDense>(in, j));
+      gradient[j] = static_cast<T>(value);
     }
-    writer_ = RowWriter(gradient, classes_, scratch_, in, factor, static_cast<T>(b));
-    if constexpr (per_row(kDense)) {
-      if (pivot.index >= 0) writer_.replace(pivot.index, static_cast<T>(at_pivot));
+  }
+
+  Pivot label_as_pivot(RowSum<T>& sum, const RowInput<T>& in, Index label) const {
+    Pivot pivot{label, static_cast<double>(in.logits[label]), 0.0};
+    if constexpr (kDense == Dense::kShared) {
+      pivot.dense = in.dense[label];
+      sum.target_sum = targets_.dense_sum;
+      sum.target_dot += weighted(pivot.dense, pivot.logit - sum.origin);
     }
-    std::swap(scratch_, spare_);
+    return pivot;
+  }
+
+  double loss_of(const RowInput<T>& in, const RowSum<T>& sum, const RowTerms& terms, const Pivot& pivot,
+                 double spike) const {
+    if constexpr (kDense == Dense::kNone) return weighted(spike, terms.minus_log_p);
+    if (kDense == Dense::kShared && has_dominant_class(sum, terms, pivot)) {
+      // The dense targets' part would cancel relative to the label.
+      RowSum<T> anew = sum;
+      const Pivot top = largest_as_pivot<T, kDense>(anew, in, classes_);
+      const RowTerms of_top = row_terms(anew, top);
+      return weighted(spike, of_top.minus_log_p + (top.logit - pivot.logit)) + dense_loss(of_top, anew);
+    }
+    return weighted(spike, terms.minus_log_p) + dense_loss(terms, sum);
   }
 
   const LossProblem<T>& problem_;

@@ -178,14 +178,15 @@ std::tuple<Index, Index, double> survey_labels(const Vector<Index>& labels, Inde
   const Index* label = labels.data();
   nb::gil_scoped_release release;
   Index counted = 0;
-  double total = 0.0;
+  CompensatedSum total;
   for (Index row = 0; row < rows; ++row) {
-    if (label[row] == ignore_index) continue;
-    if (label[row] < 0 || label[row] >= classes) return {row, counted, total};
+    const Index y = label[row];  // read once: another thread may write to it
+    if (y == ignore_index) continue;
+    if (y < 0 || y >= classes) return {row, counted, 0.0};
     ++counted;
-    if (weight || of_class) total += (weight ? weight[row] : 1.0) * (of_class ? of_class[label[row]] : 1.0);
+    if (weight || of_class) total.add((weight ? weight[row] : 1.0) * (of_class ? of_class[y] : 1.0));
   }
-  return {-1, counted, weight || of_class ? total : static_cast<double>(counted)};
+  return {-1, counted, weight || of_class ? total.value() : static_cast<double>(counted)};
 }
 
 }  // namespace

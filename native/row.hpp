@@ -1,8 +1,9 @@
 // The formula, for one row: from its sum of exponentials to its loss and the scalars of its gradient.
 //
 // Everything is relative to a reference r near the row's maximum: e_j = exp(z_j - r), total = sum_j e_j. One class,
-// the pivot, is kept out of the sum: the label, or the largest class where there is no label. Its probability may be
-// 1 but for 1e-9, and then log p and p - 1 lose every digit, while rest = total - e_pivot has them all:
+// the pivot, is kept out of the sum: the label, or the largest class where that holds most of the total. Its
+// probability may be 1 but for 1e-9, and then log p and p - 1 lose every digit, while rest = total - e_pivot has them
+// all:
 //
 //     -log p_pivot = log1p(rest / e_pivot)          1 - p_pivot = rest / total
 #pragma once
@@ -10,24 +11,25 @@
 #include <cmath>
 #include <limits>
 
+#include "exp.hpp"
 #include "problem.hpp"
-#include "simd.hpp"
 
 namespace softmaxloss::SOFTMAXLOSS_ISA {
 
 template <class T>
 struct RowSum {
+  Reference<T> reference;   // r
   double rest = 0.0;        // sum of e_j, the pivot left out
-  T reference = T{0};       // r
   T maximum = T{0};         // the largest z_j, the pivot included
   double target_sum = 0.0;  // sum of the dense targets t_j
-  double target_dot = 0.0;  // sum of t_j (z_j - r)
+  double target_dot = 0.0;  // sum of t_j (z_j - origin)
+  T origin = T{0};          // close to r: a sum of t_j z_j would cancel where all logits are large
 };
 
 struct Pivot {
   Index index = -1;
-  double gap = -std::numeric_limits<double>::infinity();  // z_pivot - r; -inf (e_pivot = 0) without a pivot
-  double dense = 0.0;                                     // the pivot's dense target
+  double logit = -std::numeric_limits<double>::infinity();  // without a pivot e_pivot is 0
+  double dense = 0.0;                                       // the pivot's dense target
 };
 
 struct RowTerms {
@@ -35,22 +37,25 @@ struct RowTerms {
   double share;        // p_pivot
   double rest_share;   // 1 - p_pivot
   double minus_log_p;  // of the pivot
-  double log_total;
+  double lse;          // log sum_j exp(z_j), relative to the row's origin
 };
 
 // exp(-600) is far from double's limits, and log1p(rest / e_pivot) is by then log(rest) - gap to the last bit.
 constexpr double kLowestGap = -600.0;
 
-inline RowTerms row_terms(double rest, double gap) {
+template <class T>
+RowTerms row_terms(const RowSum<T>& sum, const Pivot& pivot) {
+  const double gap = sum.reference.below(pivot.logit);
   const bool ordinary = gap > kLowestGap;
-  const double pivot = ordinary ? std::exp(gap) : 0.0;
+  const double of_pivot = ordinary ? std::exp(gap) : 0.0;
   RowTerms terms;
-  terms.total = rest + pivot;
+  terms.total = sum.rest + of_pivot;
   if (!(terms.total > 0.0)) terms.total = std::numeric_limits<double>::quiet_NaN();
-  terms.share = pivot / terms.total;
-  terms.rest_share = rest / terms.total;
-  terms.minus_log_p = ordinary ? std::log1p(rest / pivot) : std::log(rest) - gap;
-  terms.log_total = ordinary ? terms.minus_log_p + gap : std::log(rest);
+  terms.share = of_pivot / terms.total;
+  terms.rest_share = sum.rest / terms.total;
+  terms.minus_log_p = ordinary ? std::log1p(sum.rest / of_pivot) : std::log(sum.rest) - gap;
+  terms.lse =
+      ordinary ? terms.minus_log_p + (pivot.logit - sum.origin) : std::log(sum.rest) - sum.reference.below(sum.origin);
   return terms;
 }
 
@@ -59,13 +64,14 @@ inline double weighted(double weight, double value) {
   return weight == 0.0 && std::isinf(value) ? 0.0 : weight * value;
 }
 
-// CE = spike * -log p_pivot + sum_j dense_j * -log p_j.
-inline double row_loss(const RowTerms& terms, double spike, double target_sum, double target_dot) {
-  return weighted(spike, terms.minus_log_p) + (target_sum * terms.log_total - target_dot);
+// The part of the loss that the dense targets make: sum_j t_j * -log p_j.
+template <class T>
+double dense_loss(const RowTerms& terms, const RowSum<T>& sum) {
+  return sum.target_sum * terms.lse - sum.target_dot;
 }
 
 // weight * (sum(t) * p - t) at the pivot, where sum(t) and t may cancel: exactly they are subtracted first if p is
-// large.
+// large. The pivot's t is spike + dense.
 inline double pivot_gradient(const RowTerms& terms, double spike, double target_sum, double dense, double weight) {
   if (terms.share < 0.5) return weight * ((spike + target_sum) * terms.share - (spike + dense));
   return weight * ((target_sum - dense) - (spike + target_sum) * terms.rest_share);

@@ -35,10 +35,14 @@ class SoftmaxRows {
   static constexpr bool kTerms = kOutput == Output::kSoftmax;
   using RowWriter = std::conditional_t<kTerms, Writer<T, Dense::kNone, kStream>, NoWriter>;
 
+  // z / temperature; where a temperature near 0 would overflow, (z - max z) / temperature, which is the same softmax.
   const T* divide_by_temperature(const T* logits) {
     if (problem_.temperature == 1.0) return logits;
-    const T temperature = static_cast<T>(problem_.temperature);
-    for (Index j = 0; j < classes_; ++j) divided_[j] = logits[j] / temperature;
+    constexpr double kLarge = 1e5;
+    double maximum = row_maximum(logits, classes_);
+    if (std::abs(maximum) / problem_.temperature < kLarge) maximum = 0.0;
+    for (Index j = 0; j < classes_; ++j)
+      divided_[j] = static_cast<T>((static_cast<double>(logits[j]) - maximum) / problem_.temperature);
     return divided_;
   }
 
@@ -47,26 +51,30 @@ class SoftmaxRows {
     const RowInput<T> in{logits, nullptr, nullptr, nullptr};
     RowSum<T> sum = sum_row<T, Dense::kNone, kTerms>(unused, in, classes_, -1, scratch_, writer_);
     writer_.finish();
+    Pivot pivot;
+    RowTerms terms = row_terms(sum, pivot);
     if constexpr (kTerms) {
-      const double total = row_terms(sum.rest, Pivot{}.gap).total;
-      writer_ = RowWriter(output, classes_, scratch_, in, static_cast<T>(1.0 / total / kExpScale<T>), T{0});
+      writer_ = RowWriter(output, classes_, scratch_, in, static_cast<T>(1.0 / terms.total / kExpScale<T>), T{0});
       std::swap(scratch_, spare_);
+      return;
+    }
+    if (has_dominant_class(sum, terms, pivot)) {
+      pivot = largest_as_pivot<T, Dense::kNone>(sum, in, classes_);
+      terms = row_terms(sum, pivot);
+    }
+    if constexpr (kOutput == Output::kLogsumexp) {
+      problem_.logsumexp[row] = logsumexp(terms, sum, logits);
     } else {
-      const RowTerms terms = row_terms(sum.rest, largest_as_pivot<T, Dense::kNone>(sum, in, classes_).gap);
-      if constexpr (kOutput == Output::kLogsumexp) {
-        problem_.logsumexp[row] = logsumexp(terms, sum, logits);
-      } else {
-        const double above_maximum = std::isnan(terms.total)
-                                         ? terms.total
-                                         : terms.log_total + (static_cast<double>(sum.reference) - sum.maximum);
-        for (Index j = 0; j < classes_; ++j) output[j] = (logits[j] - sum.maximum) - static_cast<T>(above_maximum);
-      }
+      // Relative to the maximum, so that both terms of a logarithm are negative and do not cancel.
+      const double lse = terms.lse + (static_cast<double>(sum.origin) - sum.maximum);
+      const T above_maximum = static_cast<T>(std::isnan(terms.total) ? terms.total : lse);
+      for (Index j = 0; j < classes_; ++j) output[j] = (logits[j] - sum.maximum) - above_maximum;
     }
   }
 
   // As SciPy's: -inf for nothing but -inf, +inf where there is one and no NaN.
   double logsumexp(const RowTerms& terms, const RowSum<T>& sum, const T* logits) const {
-    if (!std::isnan(terms.total)) return terms.log_total + sum.reference;
+    if (!std::isnan(terms.total)) return terms.lse + sum.origin;
     for (Index j = 0; j < classes_; ++j)
       if (std::isnan(logits[j])) return std::numeric_limits<double>::quiet_NaN();
     return sum.maximum;

@@ -74,7 +74,43 @@ def late_maximum(rng, n, classes):
     return z
 
 
-KINDS = [ordinary, confident, uniform, constant, huge_offset, masked, wide, late_maximum]
+def somewhat_late_maximum(rng, n, classes):
+    """The rest is above the first classes by about as much as a reference may be exceeded."""
+    z = rng.standard_normal((n, classes))
+    z[:, : classes // 2] -= rng.uniform(10, 30, (n, 1))
+    return z
+
+
+def far_late_maximum(rng, n, classes):
+    z = rng.standard_normal((n, classes))
+    z[:, : classes // 2] -= rng.uniform(30, 280, (n, 1))
+    return z
+
+
+def millions(rng, n, classes):
+    """Too large for an integer reference: an origin is subtracted first."""
+    return 3e6 + np.round(rng.standard_normal((n, classes)) * 5)
+
+
+def thousands(rng, n, classes):
+    """On both sides of what the kernels without fused multiply-add reduce exactly."""
+    return rng.choice([-1600, -1300, 1300, 1600]) + rng.standard_normal((n, classes)) * 5
+
+
+KINDS = [
+    ordinary,
+    confident,
+    uniform,
+    constant,
+    huge_offset,
+    masked,
+    wide,
+    late_maximum,
+    somewhat_late_maximum,
+    far_late_maximum,
+    millions,
+    thousands,
+]
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
@@ -161,7 +197,7 @@ OPTIONS = {
 @pytest.mark.parametrize("sample_weight", OPTIONS["sample_weight"])
 @pytest.mark.parametrize("class_weight", OPTIONS["class_weight"])
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
-@pytest.mark.parametrize("kind", [ordinary, confident, masked])
+@pytest.mark.parametrize("kind", [ordinary, confident, masked, wide])
 def test_product_of_options(kind, dtype, class_weight, sample_weight, label_smoothing, label_kind, reduction):
     rng = np.random.default_rng(3)
     n, classes = 4, 21
@@ -212,3 +248,90 @@ def test_tiny_weights_keep_their_digits():
     _, plain = sl.softmax_cross_entropy_and_grad(logits, labels, reduction="none")
     _, scaled = sl.softmax_cross_entropy_and_grad(logits, labels, reduction="none", sample_weight=np.full(3, 2.0**-100))
     np.testing.assert_allclose(scaled * np.float64(2.0**100), plain, rtol=4 * 2**-24)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_wide_rows_with_options(dtype, instruction_set):
+    """Rows as wide as twice their largest logit: the gap to the maximum must not be rounded on the way."""
+    rng = np.random.default_rng(0)
+    unit = UNIT[np.dtype(dtype)]
+    for _ in range(60):
+        largest = rng.uniform(32, 43)
+        logits = rng.uniform(-largest, -0.9 * largest, (1, 4)).astype(dtype)
+        logits[0, 0] = largest
+        labels = np.eye(4)[[1]]
+        reference = exact.softmax_cross_entropy(logits, labels, digits=100)
+        loss, grad = sl.softmax_cross_entropy_and_grad(logits, labels)
+        bound = (16 + np.abs(logits).max()) * unit
+        assert exact.relative_error(loss, reference.loss) <= bound
+        assert exact.relative_error(grad, reference.grad, reference.scale).max() <= bound
+
+
+def test_a_million_weights_add_up():
+    n = 10**6
+    logits = np.broadcast_to([1.0, 2.0, 3.0], (n, 3))
+    expected = sl.softmax_cross_entropy([1.0, 2.0, 3.0], 0)
+    labels = np.zeros(n, int)
+    for weights in ({"sample_weight": np.full(n, 0.1)}, {"class_weight": [0.1, 1, 1]}):
+        assert sl.softmax_cross_entropy(logits, labels, **weights) == pytest.approx(expected, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("logits", "label", "eps", "class_weight"),
+    [
+        ([0.3] * 64 + [26.3], 1, 0.5, [0] * 64 + [1]),
+        ([0.3] * 64 + [20.7], 1, 0.5, [0] * 64 + [1]),
+        ([40, 0, 0, 1, 2, 3], 2, 1.0, [1, 0, 0, 0, 0, 0]),
+        ([40, 0, 0, 1, 2, 3], 2, 0.25, [1, 0, 1, 0, 0, 0]),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_smoothing_over_a_certain_class_that_is_not_the_label(logits, label, eps, class_weight, dtype):
+    logits = np.array([logits], dtype)
+    options = {"label_smoothing": eps, "class_weight": class_weight, "reduction": "sum"}
+    reference = exact.softmax_cross_entropy(logits, [label], digits=60, **options)
+    loss, grad = sl.softmax_cross_entropy_and_grad(logits, [label], **options)
+    bound = (16 + np.abs(logits).max()) * UNIT[logits.dtype]
+    assert exact.relative_error(loss, reference.loss) <= bound
+    assert exact.relative_error(grad, reference.grad, reference.scale).max() <= bound
+
+
+WEIGHTS = [1e-310, 1e-300, 1e-46, 1e-42, 1e-30, 1e30, 1e39, 1e60, 1e300]
+
+
+@pytest.mark.parametrize("label_kind", ["index", "smoothed", "soft"])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("which", ["sample_weight", "class_weight"])
+def test_a_common_weight_cancels_in_the_mean(which, weight, dtype, label_kind):
+    logits = np.array([[5, 0, 1], [0, 2, -3]], dtype)
+    labels = np.array([0, 1])
+    options = {"label_smoothing": 0.1} if label_kind == "smoothed" else {}
+    if label_kind == "soft":
+        labels = np.array([[0.75, 0.25, 0], [0.5, 0.5, 0]])
+    expected, expected_grad = sl.softmax_cross_entropy_and_grad(logits, labels, **options)
+    weights = np.full(2 if which == "sample_weight" else 3, weight)
+    loss, grad = sl.softmax_cross_entropy_and_grad(logits, labels, **{which: weights}, **options)
+    if label_kind == "soft" and which == "class_weight":  # the mean over distributions does not divide by these
+        with np.errstate(over="ignore"):
+            expected = (np.float64(expected) * weight).astype(dtype)
+            expected_grad = (expected_grad.astype(np.float64) * weight).astype(dtype)
+    rtol = 1e-5 if dtype == "f4" else 1e-13
+    subnormal = np.finfo(dtype).tiny
+    np.testing.assert_allclose(loss, expected, rtol=rtol, atol=subnormal)
+    np.testing.assert_allclose(grad, expected_grad, rtol=rtol, atol=subnormal)
+
+
+def test_large_weights_leave_masked_classes_alone():
+    logits = np.array([[5, 0, -np.inf, -120]], np.float32)
+    _, grad = sl.softmax_cross_entropy_and_grad(logits, [0], sample_weight=[1e60], reduction="sum")
+    reference = exact.softmax_cross_entropy(logits, [0], sample_weight=[1e60], reduction="sum")
+    assert grad[0, 2] == 0
+    assert grad[0, 3] == pytest.approx(float(reference.grad[0, 3]), rel=1e-5)
+    assert grad[0, 1] == np.inf  # more than float32 holds
+
+
+def test_a_mass_too_small_for_float32_still_meets_its_mask():
+    logits = np.array([[0, -np.inf]], np.float32)
+    assert sl.softmax_cross_entropy(logits, [[1, 1e-50]]) == np.inf
+    assert sl.softmax_cross_entropy(logits, [[1, 0.0]]) == 0

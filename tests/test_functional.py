@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import scipy.special
+from mpmath import mp, mpf
 from sklearn.metrics import log_loss
 
 import softmaxloss as sl
@@ -72,6 +73,34 @@ def test_temperature(temperature, dtype):
     )
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_extreme_temperatures(dtype):
+    logits = np.array([1, 2, -np.inf], dtype)
+    np.testing.assert_array_equal(sl.softmax(logits, temperature=1e-50), [0, 1, 0])
+    np.testing.assert_allclose(sl.softmax(logits, temperature=1e39), [0.5, 0.5, 0], rtol=1e-6)
+    np.testing.assert_array_equal(sl.softmax(np.array([300, 200, 0], dtype), temperature=1e-38), [1, 0, 0])
+    for bad in (np.nan, np.inf):
+        logits[0] = bad
+        assert np.isnan(sl.softmax(logits, temperature=2.0)).all()
+    assert np.isnan(sl.log_softmax(np.full(3, -np.inf, dtype), temperature=2.0)).all()
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("temperature", [0.3, 1.7])
+def test_accuracy_with_temperature(temperature, dtype):
+    logits = RNG.uniform(-15, 15, (3, 30)).astype(dtype)
+    unit = 2.0**-24 if dtype == "f4" else 2.0**-53
+    p = sl.softmax(logits, temperature=temperature)
+    with mp.workdps(60):
+        for row, ours in zip(logits, p, strict=True):
+            e = [mp.exp(mpf(float(z)) / mpf(temperature)) for z in row]
+            bound = (16 + float(np.abs(row).max()) / temperature) * unit
+            for x, q in zip(e, ours, strict=True):
+                if x / sum(e) < np.finfo(dtype).tiny:
+                    continue
+                assert abs(mpf(float(q)) - x / sum(e)) <= bound * x / sum(e)
+
+
 @pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf])
 def test_temperature_out_of_range(temperature):
     with pytest.raises(ValueError, match=r"temperature is .*; it must be positive and finite"):
@@ -120,7 +149,7 @@ def test_one_hot_of_a_scalar_and_of_nothing():
         (np.array([2**64 - 1], np.uint64), 3, sl.LabelError, str(2**64 - 1)),
         ([0.5], 3, TypeError, "expected integers"),
         ([0], 0, ValueError, "num_classes is 0"),
-        ([0], 2.5, TypeError, "integer"),
+        ([0], 2.5, TypeError, "num_classes is 2.5; expected an integer"),
     ],
 )
 def test_one_hot_errors(labels, classes, error, message):
@@ -177,6 +206,10 @@ def test_cross_entropy_edges():
         sl.cross_entropy([[math.nan, 0.5], [0.5, 0.5], [7.0, -3.0]], [0, 1, -100], reduction="none"),
         [math.nan, math.log(2), 0],
     )
+    np.testing.assert_array_equal(
+        sl.cross_entropy([[math.inf, -math.inf], [0.5, 0.5]], [-100, 0], reduction="none"), [0, math.log(2)]
+    )
+    assert sl.cross_entropy(np.float32([[0.5, 0.5]]), [0], sample_weight=[1e300], reduction="sum") == np.inf
     assert math.isnan(sl.cross_entropy(np.zeros((0, 3)), []))
     assert sl.cross_entropy(np.array([[0.25, 0.75]], np.float32), [1]).dtype == np.float32
     assert sl.cross_entropy([[0, 1]], [1]).dtype == np.float64
@@ -199,5 +232,7 @@ def test_cross_entropy_checks_labels():
         sl.cross_entropy(p, [0, 3])
     with pytest.raises(ValueError, match="not a label distribution"):
         sl.cross_entropy(p, [[0.5, 0.5, 0.5], [1, 0, 0]])
+    with pytest.raises(ValueError, match="not a label distribution"):
+        sl.cross_entropy([0.5, 0.5], [math.nan, 0.5])
     with pytest.raises(ValueError, match="labels have shape"):
         sl.cross_entropy(p, [0])

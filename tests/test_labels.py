@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import softmaxloss as sl
+from softmaxloss import _native
 
 LOGITS = np.random.default_rng(0).standard_normal((4, 3))
 
@@ -101,6 +102,29 @@ def test_a_row_that_is_no_distribution(message, row, dtype, label_dtype, positio
         sl.softmax_cross_entropy(logits, labels.astype(label_dtype), label_smoothing=0.1)
 
 
+@pytest.mark.parametrize("total", [1 + 1e-3, 1 - 1e-3])
+def test_in_place_a_row_at_the_edge_of_the_tolerance_is_taken_or_left_untouched(total):
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        labels = rng.dirichlet(np.ones(100), 2).astype(np.float32)
+        labels[1] *= np.float32(total) / labels[1].sum(dtype=np.float64)
+        logits = rng.standard_normal((2, 100)).astype(np.float32)
+        before = logits.copy()
+        try:
+            sl.softmax_cross_entropy_and_grad(logits, labels, out=logits)
+        except ValueError:
+            np.testing.assert_array_equal(logits, before)
+
+
+def test_a_label_written_over_meanwhile_is_a_nan_row():
+    """What checks a label and what uses it run without the GIL: between them it must not become an address."""
+    logits, row_loss, gradient = np.zeros((3, 4)), np.empty(3), np.ones((3, 4))
+    labels = np.array([1, 2**40, -5])
+    _native.loss(logits, labels, None, row_loss, gradient, 1.0, None, -100, None, None, 0.0, None, None, 0.0)
+    np.testing.assert_array_equal(np.isnan(row_loss), [False, True, True])
+    np.testing.assert_array_equal(np.isnan(gradient).all(axis=1), [False, True, True])
+
+
 def test_bad_row_among_many_is_named():
     rng = np.random.default_rng(0)
     labels = rng.dirichlet(np.ones(100), 3000).astype(np.float32)
@@ -120,6 +144,14 @@ def test_tolerance_of_the_sum(dtype, off, accepted):
     else:
         with pytest.raises(ValueError, match="not 1"):
             sl.softmax_cross_entropy(np.zeros((1, 3)), labels)
+
+
+def test_bad_row_is_named_in_many_dimensions_and_blocks():
+    labels = np.broadcast_to(np.eye(1000)[0], (3, 2, 700, 1000)).copy()
+    labels[2, 1, 699, 0] = 0.5
+    logits = np.broadcast_to(np.float32(0), labels.shape)
+    with pytest.raises(ValueError, match=r"row \[2, 1, 699\] sums to 0.5"):
+        sl.softmax_cross_entropy(logits, labels)
 
 
 def test_complex_labels():

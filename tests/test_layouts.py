@@ -1,6 +1,8 @@
 """Any memory layout in, any out: strides, axes, byte order, alignment, in place, and what must be refused."""
 
 import itertools
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -172,6 +174,7 @@ MEMORY = np.zeros(100)
         (np.zeros((4, 6), int), TypeError, "out has dtype int64"),
         (read_only(np.zeros((4, 6))), ValueError, "read-only"),
         (np.lib.stride_tricks.as_strided(np.zeros(6), (4, 6), (0, 8)), ValueError, "share memory"),
+        (np.lib.stride_tricks.as_strided(np.zeros(9), (4, 6), (8, 8)), ValueError, "share memory"),
         (MEMORY[1:25].reshape(4, 6), ValueError, "overlaps the logits"),
         (MEMORY[:24].reshape(4, 6)[::-1], ValueError, "overlaps the logits"),
         (MEMORY[26:50].reshape(4, 6), ValueError, "overlaps the labels or weights"),
@@ -195,6 +198,13 @@ def test_out_may_lie_between_the_logits():
     expected = sl.softmax_cross_entropy_and_grad(both[:, :6].copy(), [0, 1, 2, 3])[1]
     sl.softmax_cross_entropy_and_grad(both[:, :6], [0, 1, 2, 3], out=both[:, 6:])
     np.testing.assert_array_equal(both[:, 6:], expected)
+
+
+def test_in_place_whatever_the_strides_of_axes_of_length_one():
+    logits = RNG.standard_normal((3, 4))
+    expected = sl.softmax_cross_entropy_and_grad(logits[:1], [2])[1]
+    sl.softmax_cross_entropy_and_grad(logits[:1], [2], out=logits[0][np.newaxis])
+    np.testing.assert_array_equal(logits[:1], expected)
 
 
 def test_gradient_keeps_the_memory_order_of_the_logits():
@@ -223,6 +233,26 @@ def test_memory_beyond_inputs_and_out_is_of_the_order_of_rows(variant):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16e6  # three blocks of 4 MB: logits, labels, and their conversion
+
+
+def test_the_kernels_take_no_memory_of_the_order_of_the_logits():
+    """Their allocations are not Python's: the process's own peak tells."""
+    code = """if True:
+        import numpy as np, softmaxloss as sl
+        def peak():
+            return 1024 * int(next(l for l in open('/proc/self/status') if 'VmHWM' in l).split()[1])
+        n, classes = 4000, 8000
+        logits, out, labels = np.ones((n, classes), np.float32), np.ones((n, classes), np.float32), np.zeros(n, int)
+        before = peak()
+        for logits, out in ((logits, out), (logits.reshape(classes, n).T, out.reshape(classes, n).T)):
+            for options in ({}, {'label_smoothing': 0.1}):
+                sl.softmax_cross_entropy(logits, labels, **options)
+                sl.softmax_cross_entropy_and_grad(logits, labels, out=out, **options)
+            sl.logsumexp(logits)
+        print(peak() - before)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert int(done.stdout) < 16e6  # the logits are 128 MB
 
 
 @pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 1000])

@@ -1,7 +1,5 @@
 """The pieces of the softmax loss by themselves: softmax, its logarithm, one-hot labels, and cross-entropy."""
 
-import math
-import operator
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,8 @@ from softmaxloss.backends.numpy import (
     class_axis_last,
     classes_of,
     kernel_dtype,
+    reduced,
+    reduction_scale,
     row_blocks,
     row_position,
     rows_a_block,
@@ -27,7 +27,7 @@ from softmaxloss.labels import (
     resolve_labels,
     tolerance_of,
 )
-from softmaxloss.options import LossOptions, Reduction, check_options, scalar
+from softmaxloss.options import LossOptions, Reduction, check_options, integer, scalar
 
 
 def softmax(logits: ArrayLike, axis: int = -1, *, temperature: float = 1.0) -> NDArray[Any]:
@@ -195,14 +195,14 @@ def one_hot(labels: ArrayLike, num_classes: int, *, axis: int = -1, dtype: DType
      [1. 0. 0.]]
     """
     backend_of(labels)
-    classes = operator.index(num_classes)
+    classes = integer("num_classes", num_classes)
     if classes < 1:
         raise ValueError(f"num_classes is {classes}; expected at least 1")
     indices = label_indices(labels)
     bad = (indices < 0) | (indices >= classes)
     if bad.any():
         raise label_error(indices, int(bad.argmax()), classes, None)
-    class_axis = operator.index(axis) + (indices.ndim + 1 if axis < 0 else 0)
+    class_axis = integer("axis", axis) + (indices.ndim + 1 if axis < 0 else 0)
     if not 0 <= class_axis <= indices.ndim:
         raise ValueError(f"axis is {axis}; the result has {indices.ndim + 1} dimensions")
     shape = (*indices.shape[:class_axis], classes, *indices.shape[class_axis:])
@@ -270,19 +270,14 @@ def cross_entropy(
         sample_weight=sample_weight,
     )
     target = resolve_labels(labels, given.shape, axis)
-    _, total_weight = survey_labels(target, options, rows_shape, classes)
+    counted, total_weight = survey_labels(target, options, rows_shape, classes)
     losses = np.empty(rows_shape)
     for block in row_blocks(rows_shape, rows_a_block(classes, np.dtype(np.float64))):
         losses[block] = _block_cross_entropy(p, target, options, block)
     if options.sample_weight is not None:
         losses = _weighted(options.sample_weight, losses)
-    dtype = kernel_dtype(given.dtype)
-    if options.reduction == "none":
-        return losses.astype(dtype)[()]
-    total = float(losses.sum())
-    if options.reduction == "mean":
-        total = total / total_weight if total_weight else math.nan
-    return dtype.type(total)
+    scale = reduction_scale(options, target, counted, total_weight)
+    return reduced(options, losses, float(losses.sum()), scale, kernel_dtype(given.dtype))
 
 
 def _block_cross_entropy(
@@ -294,15 +289,16 @@ def _block_cross_entropy(
     if labels.indices is not None:
         indices = np.asarray(labels.indices[block])
         kept = indices != options.ignore_index
-        _check_rows(p, kept, block, rows_shape, tolerance_of(probabilities.dtype), _NOT_PROBABILITIES)
         target = np.zeros(p.shape)
         np.put_along_axis(target, np.where(kept, indices, 0)[..., np.newaxis], kept[..., np.newaxis], axis=-1)
     else:
         assert labels.distribution is not None
         target = np.asarray(labels.distribution[block], dtype=np.float64)
         kept = np.ones(p.shape[:-1], dtype=bool)
-        _check_rows(p, kept, block, rows_shape, tolerance_of(probabilities.dtype), _NOT_PROBABILITIES)
         _check_rows(target, kept, block, rows_shape, labels.tolerance, _NOT_LABELS)
+    # Rows of probabilities with NaN are NaN rows, and pass.
+    numbers = kept & ~np.isnan(p).any(axis=-1)
+    _check_rows(p, numbers, block, rows_shape, tolerance_of(probabilities.dtype), _NOT_PROBABILITIES)
     with np.errstate(divide="ignore", invalid="ignore"):  # log of 0, and of what ignored rows hold
         losses = _weighted(weight * target, -np.log(p)).sum(axis=-1)
     return np.where(kept, losses, 0.0)
@@ -320,9 +316,10 @@ def _check_rows(
     tolerance: float,
     complaint: str,
 ) -> None:
-    """Raise `ValueError` for the first row kept that is no distribution; rows with NaN are NaN rows, and pass."""
-    totals, least = rows.sum(axis=-1), rows.min(axis=-1)
-    wrong = np.atleast_1d(kept & ((np.abs(totals - 1.0) > tolerance) | (least < 0.0))).reshape(-1)
+    """Raise `ValueError` for the first row kept that is no distribution."""
+    with np.errstate(invalid="ignore"):  # inf - inf
+        totals, least = rows.sum(axis=-1), rows.min(axis=-1)
+    wrong = np.atleast_1d(kept & ~((np.abs(totals - 1.0) <= tolerance) & (least >= 0.0))).reshape(-1)
     if not wrong.any():
         return
     first = int(wrong.argmax())

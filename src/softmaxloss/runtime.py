@@ -1,6 +1,5 @@
 """How the kernels run here: threads, instruction set, versions."""
 
-import operator
 import os
 import platform
 from importlib.metadata import version
@@ -9,7 +8,9 @@ from typing import Literal
 import numpy as np
 
 from softmaxloss import _native
+from softmaxloss.options import integer
 
+_MOST_THREADS = 512  # OpenMP ends the process where the system has no more threads to give
 _INSTRUCTION_SET_VARIABLE = "SOFTMAXLOSS_INSTRUCTION_SET"
 
 
@@ -40,7 +41,7 @@ def set_num_threads(n: int) -> None:
     Raises
     ------
     ValueError
-        If `n` is less than 1.
+        If `n` is less than 1 or more than 512.
     TypeError
         If `n` is not an integer.
 
@@ -53,9 +54,9 @@ def set_num_threads(n: int) -> None:
     1
     >>> sl.set_num_threads(before)
     """
-    threads = operator.index(n)
-    if not 1 <= threads <= 4096:
-        raise ValueError(f"n is {threads}; the number of threads must be from 1 to 4096")
+    threads = integer("n", n)
+    if not 1 <= threads <= _MOST_THREADS:
+        raise ValueError(f"n is {threads}; the number of threads must be from 1 to {_MOST_THREADS}")
     _native.set_num_threads(threads)
 
 

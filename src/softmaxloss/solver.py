@@ -10,8 +10,10 @@ import numpy.typing as npt
 import scipy.optimize
 
 # L-BFGS remembers the last steps: 40 need a third of the iterations of 10 where features are strongly correlated
-# (measured on scikit-learn's breast cancer data, unscaled), but never more of them than fit in this much memory.
+# (measured on scikit-learn's breast cancer data, unscaled). Fewer are kept where they would take more than this
+# much memory, but never fewer than will do.
 _MOST_STEPS = 40
+_FEWEST_STEPS = 4
 _STEPS_BYTES = 1 << 28
 
 # After so many iterations by the gradient alone without a new lowest gradient, rounding has the last word.
@@ -250,7 +252,7 @@ class _Descent:
             jac=True,
             callback=accept,
             options={
-                "maxcor": min(max(remembered, 4), _MOST_STEPS),
+                "maxcor": min(max(remembered, _FEWEST_STEPS), _MOST_STEPS),
                 # Its own tests are off but for "no fall at all": ours are in `accept`.
                 "ftol": 0.0,
                 "gtol": 0.0,

@@ -1,6 +1,7 @@
 """NumPy arrays: how they reach the kernels without a copy, or a block at a time where one cannot be avoided."""
 
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import EllipsisType
@@ -11,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from softmaxloss import _native
 from softmaxloss.labels import Labels, label_error, not_a_distribution, resolve_labels
-from softmaxloss.options import LossOptions, check_options
+from softmaxloss.options import LossOptions, check_options, integer
 
 # Arrays that the kernels cannot read as they lie (another dtype or byte order) are converted in blocks of this size.
 _BLOCK_BYTES = 1 << 22
@@ -34,6 +35,7 @@ def as_logits(logits: ArrayLike, name: str = "logits") -> NDArray[Any]:
 
 def class_axis_last(array: NDArray[Any], axis: int) -> NDArray[Any]:
     """Return a view with the class axis last; `AxisError` (a `ValueError`) where there is no such axis."""
+    axis = integer("axis", axis)
     if axis in (-1, array.ndim - 1):
         return array
     return np.moveaxis(array, axis, -1)
@@ -70,7 +72,7 @@ def row_blocks(rows_shape: tuple[int, ...], rows_a_block: int) -> Iterator[RowIn
     if inner <= rows_a_block:
         step = max(1, rows_a_block // max(1, inner))
         for start in range(0, rows_shape[0], step):
-            yield (slice(start, start + step),)
+            yield (slice(start, min(start + step, rows_shape[0])),)
         return
     for i in range(rows_shape[0]):
         for rest in row_blocks(rows_shape[1:], rows_a_block):
@@ -83,9 +85,12 @@ def rows_a_block(classes: int, dtype: np.dtype[Any]) -> int:
 
 
 def row_position(rows_shape: tuple[int, ...], block: RowIndex, row: int) -> tuple[int, ...]:
-    """Return the index, among all rows, of a block's row number `row`."""
-    numbers = np.arange(math.prod(rows_shape)).reshape(rows_shape)[block].reshape(-1)
-    return tuple(int(i) for i in np.unravel_index(int(numbers[row]), rows_shape))
+    """Return the index, among all rows, of row number `row` of one of the blocks of `row_blocks`."""
+    *leading, last = block
+    if not isinstance(last, slice):  # the whole
+        return tuple(int(i) for i in np.unravel_index(row, rows_shape))
+    first, *others = np.unravel_index(row, (last.stop - last.start, *rows_shape[len(leading) + 1 :]))
+    return tuple(operator.index(i) for i in (*leading, last.start + first, *others))
 
 
 def check_out(out: Any, logits: NDArray[Any], dtype: np.dtype[Any], *others: NDArray[Any] | None) -> NDArray[Any]:
@@ -101,7 +106,7 @@ def check_out(out: Any, logits: NDArray[Any], dtype: np.dtype[Any], *others: NDA
         raise TypeError(f"out has dtype {out.dtype}; the gradient of {logits.dtype} logits is {dtype}")
     if not out.flags.writeable:
         raise ValueError("out is read-only; pass an array that may be written")
-    if any(stride == 0 and size > 1 for stride, size in zip(out.strides, out.shape, strict=True)):
+    if _overlaps_itself(out):
         raise ValueError("several elements of out share memory; pass an array with its own memory for each")
     if not same_memory(out, logits) and _overlap(out, logits):
         raise ValueError("out overlaps the logits; pass the logits themselves (in place) or separate memory")
@@ -112,12 +117,34 @@ def check_out(out: Any, logits: NDArray[Any], dtype: np.dtype[Any], *others: NDA
 
 def same_memory(a: NDArray[Any], b: NDArray[Any]) -> bool:
     """Tell whether two arrays of one shape are the same elements in the same places."""
-    return a.dtype == b.dtype and a.strides == b.strides and a.ctypes.data == b.ctypes.data
+    steps_a, steps_b = (
+        [stride for stride, size in zip(array.strides, array.shape, strict=True) if size > 1] for array in (a, b)
+    )
+    return a.dtype == b.dtype and steps_a == steps_b and a.ctypes.data == b.ctypes.data
 
 
 def _overlap(a: NDArray[Any], b: NDArray[Any]) -> bool:
     # Exact: arrays whose bounds overlap may still share no element. For strided arrays of few axes it is quick.
     return bool(np.shares_memory(a, b))
+
+
+def _overlaps_itself(array: NDArray[Any]) -> bool:
+    extent = array.itemsize
+    for stride, size in sorted((abs(stride), n) for stride, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride < extent:
+            return True
+        extent += stride * (size - 1)
+    return False
+
+
+def _distribution_rows(rows: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return a copy of rows of a label distribution in the kernels' dtype; what is above 0 stays above 0."""
+    with np.errstate(over="ignore"):  # an entry that becomes infinite is no distribution's
+        converted = np.array(rows, dtype=dtype, order="C", ndmin=1)
+    if rows.dtype.kind == "f" and rows.dtype.itemsize > dtype.itemsize:
+        vanished = (converted == 0) & (np.atleast_1d(rows) != 0)
+        converted[vanished] = np.finfo(dtype).smallest_subnormal
+    return converted
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,18 +194,11 @@ def softmax_cross_entropy(
             )
 
     row_loss = np.empty(math.prod(rows_shape))
-    kernel = _LossKernel(z, targets, checked, row_loss, _gradient_scale(checked, counted, total_weight))
-    total = kernel.run(None if gradient is None else class_axis_last(gradient, axis))
-    if checked.reduction == "none":
-        return _rounded(row_loss.reshape(rows_shape), kernel_dtype(given.dtype)), gradient
-    if checked.reduction == "mean":
-        total = total / total_weight if total_weight else math.nan
-    return _rounded(total, kernel_dtype(given.dtype)), gradient
-
-
-def _rounded(values: ArrayLike, dtype: np.dtype[Any]) -> Any:
-    with np.errstate(over="ignore"):  # a loss too large for float32 is inf
-        return np.asarray(values).astype(dtype, copy=False)[()]
+    scale = reduction_scale(checked, targets, counted, total_weight)
+    kernel = _LossKernel(z, targets, checked, row_loss, scale if counted else 1.0)
+    with np.errstate(over="ignore"):  # what is too large for its dtype is inf
+        total = kernel.run(None if gradient is None else class_axis_last(gradient, axis))
+    return reduced(checked, row_loss.reshape(rows_shape), total, scale, kernel_dtype(given.dtype)), gradient
 
 
 def survey_labels(labels: Labels, options: LossOptions, rows_shape: tuple[int, ...], classes: int) -> tuple[int, float]:
@@ -199,10 +219,24 @@ def survey_labels(labels: Labels, options: LossOptions, rows_shape: tuple[int, .
     return counted, total_weight
 
 
-def _gradient_scale(options: LossOptions, counted: int, total_weight: float) -> float:
-    if options.reduction != "mean" or counted == 0:
-        return 1.0
-    return 1.0 / total_weight if total_weight else math.nan
+def reduction_scale(options: LossOptions, labels: Labels, counted: int, total_weight: float) -> float:
+    """Return what turns the sum of the rows' losses into the loss, and each row's gradient into its part of the whole.
+
+    NaN for a mean over no rows or of no weight.
+    """
+    if options.reduction != "mean":
+        return options.class_unit * options.sample_unit
+    # The mean over index labels divides by class weights as well, and both units cancel.
+    unit = 1.0 if labels.distribution is None else options.class_unit
+    return unit / total_weight if counted and total_weight else math.nan
+
+
+def reduced(options: LossOptions, rows: NDArray[np.float64], total: float, scale: float, dtype: np.dtype[Any]) -> Any:
+    """Return the loss that the reduction asks for, of rows' losses and their sum."""
+    with np.errstate(over="ignore"):
+        if options.reduction == "none":
+            return (rows if scale == 1.0 else rows * scale).astype(dtype, copy=False)[()]
+        return np.float64(total * scale).astype(dtype)
 
 
 class _LossKernel:
@@ -224,8 +258,11 @@ class _LossKernel:
     def run(self, gradient: NDArray[Any] | None) -> float:
         """Fill `row_loss` and `gradient`; return the sum of `row_loss`."""
         distribution = self.labels.distribution
+        self.tolerance = self.labels.tolerance
         if distribution is not None and gradient is not None and same_memory(gradient, self.logits):
             self._check_distribution(distribution)
+            # The kernel adds in another order; it must not find fault when part has been written.
+            self.tolerance = math.inf
         arrays = [array for array in (self.logits, distribution, gradient) if array is not None]
         if all(kernel_reads(array, self.dtype) for array in arrays):
             return self._call(self.logits, distribution, gradient, (...,))
@@ -238,7 +275,7 @@ class _LossKernel:
             logits = np.array(self.logits[block], dtype=self.dtype, order="C", ndmin=1)
             distribution = self.labels.distribution
             if distribution is not None:
-                distribution = np.ascontiguousarray(distribution[block], dtype=self.dtype)
+                distribution = _distribution_rows(distribution[block], self.dtype)
             # The block is our own copy, so that its gradient may take its place.
             self._call(logits, distribution, None if gradient is None else logits, block)
             if gradient is not None:
@@ -273,7 +310,7 @@ class _LossKernel:
             self.targets.dense_sum,
             self.targets.scale,
             self.targets.shift,
-            self.labels.tolerance,
+            self.tolerance,
         )
         if bad is not None:
             raise self._distribution_error(bad, block)
@@ -281,12 +318,10 @@ class _LossKernel:
 
     def _check_distribution(self, distribution: NDArray[Any]) -> None:
         rows_shape, classes = distribution.shape[:-1], distribution.shape[-1]
-        if kernel_reads(distribution, self.dtype):
-            blocks: Iterator[RowIndex] = iter([(...,)])
-        else:
-            blocks = iter(row_blocks(rows_shape, rows_a_block(classes, self.dtype)))
+        as_it_lies = kernel_reads(distribution, self.dtype)
+        blocks = [(...,)] if as_it_lies else row_blocks(rows_shape, rows_a_block(classes, self.dtype))
         for block in blocks:
-            rows = distribution[block].astype(self.dtype, copy=False)
+            rows = distribution if as_it_lies else _distribution_rows(distribution[block], self.dtype)
             bad = _native.bad_distribution(rows, self.labels.tolerance)
             if bad is not None:
                 raise self._distribution_error(bad, block)
@@ -312,7 +347,8 @@ def softmax(logits: ArrayLike, *, axis: int, temperature: float, logarithm: bool
     for block in row_blocks(z.shape[:-1], rows_a_block(z.shape[-1], dtype)):
         rows = np.array(z[block], dtype=dtype, order="C", ndmin=1)
         _native.softmax(rows, rows, None, temperature, logarithm)
-        output[block] = rows
+        with np.errstate(over="ignore"):  # a logarithm too large for float16 is -inf
+            output[block] = rows
     return result
 
 
