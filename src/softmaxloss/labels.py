@@ -39,7 +39,8 @@ def resolve_labels(labels: ArrayLike, logits_shape: tuple[int, ...], axis: int) 
     `logits_shape` has the class axis where the user put it, at `axis`.
     """
     array = np.asarray(labels)
-    rows_shape = tuple(np.delete(logits_shape, axis).tolist())
+    class_axis = axis % len(logits_shape)
+    rows_shape = logits_shape[:class_axis] + logits_shape[class_axis + 1 :]
     if array.shape == logits_shape:
         if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
             raise TypeError(f"label distributions have dtype {array.dtype}; expected real numbers")
