@@ -102,6 +102,23 @@ def test_other_dtypes_are_converted(dtype):
     assert_same(evaluate(scores, labels), evaluate(scores.astype(working), labels), rtol=0)
 
 
+@pytest.mark.parametrize("name", ["float16", ">f2", "bfloat16"])
+def test_probabilities_of_16_bits(name):
+    dtype = pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else np.dtype(name)
+    exact, labels = make_rows()
+    probabilities = as_probabilities(exact).astype(dtype)
+    probabilities[1, 0] = np.nan
+    probabilities[3] = np.asarray([1 - 2.0**-8, *[0.0] * 5, 2.0**-7])  # the sum is off by 2^-8
+    labels[3] = 0
+    found = evaluate(probabilities, labels, kind="probabilities")
+    picked = np.delete(probabilities.astype(np.float64)[np.arange(200), labels], 1)
+    assert (found.n_scored, found.n_nonfinite) == (199, 1)
+    assert found.loss == pytest.approx(-np.log(picked).mean(), rel=1e-6)
+    probabilities[3, 1] = 2.0**-7
+    with pytest.raises(ValueError, match=r"scores\[3\] sums to 1.01172 .*sum to 1 within 0.0078125"):
+        evaluate(probabilities, labels, kind="probabilities")
+
+
 def test_takes_lists_any_label_dtype_and_strides():
     logits, labels = make_rows()
     expected = evaluate(logits, labels)
@@ -214,6 +231,22 @@ def test_k_of_all_classes_or_more_is_one():
     assert found.top_k == {7: 1.0, 100: 1.0}
     assert metrics.top_k_accuracy_score(labels, logits, k=100) == 1.0
     assert evaluate(logits, labels, top_k=()).top_k == {}
+
+
+def test_one_k_needs_no_sequence():
+    logits, labels = make_rows()
+    for k in (3, np.int64(3)):
+        assert evaluate(logits, labels, top_k=k).top_k == evaluate(logits, labels, top_k=(3,)).top_k
+    assert evaluate(logits, labels, top_k=iter([1, 2])).top_k.keys() == {1, 2}
+    assert evaluate(logits, labels, top_k={2}).top_k.keys() == {2}
+
+
+@pytest.mark.parametrize("factor", [5e-324, 1e-300, 1e-200, 1e-80, 1e80, 1e200, 1e307])
+def test_weights_of_any_magnitude(factor, block_bytes):
+    logits, labels = make_rows()
+    weight = np.random.default_rng(1).integers(1, 9, len(labels)).astype(np.float64)
+    found = evaluate(logits, labels, sample_weight=weight * factor)
+    assert_same(found, evaluate(logits, labels, sample_weight=weight))
 
 
 def test_memory_map(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """The optimiser by itself, on functions whose minimum is known."""
 
+import io
+
 import numpy as np
 import pytest
 
@@ -125,7 +127,7 @@ def test_a_start_at_the_minimum_needs_no_iteration():
     assert (solution.n_iter, solution.values, solution.converged, function.calls) == (0, [], True, 1)
 
 
-def test_good_variables_save_iterations_and_the_tolerance_is_about_the_original_ones():
+def test_good_variables_save_iterations_and_the_tolerance_is_about_both():
     scale = np.geomspace(1e-6, 1e6, 12)
     well_scaled = Quadratic(np.linspace(0.5, 1, 12))
 
@@ -134,13 +136,41 @@ def test_good_variables_save_iterations_and_the_tolerance_is_about_the_original_
         return value, gradient / scale
 
     start = np.zeros(12)
-    solution = minimize(badly_scaled, start, tol=1e-5, max_iter=300, variables=Scaling(scale))
+    variables = Scaling(scale)
+    solution = minimize(badly_scaled, start, tol=1e-5, max_iter=300, variables=variables)
     without = minimize(badly_scaled, start, tol=1e-5, max_iter=300)
 
     assert solution.converged
-    assert solution.gradient_norm == np.abs(badly_scaled(solution.x)[1]).max() <= 1e-5
+    by_x = badly_scaled(solution.x)[1]
+    by_u = variables.gradient(by_x)
+    assert solution.gradient_norm == max(np.abs(by_x).max(), np.abs(by_u).max()) <= 1e-5
     assert solution.n_iter < 50
     assert solution.value < 1e-12 < without.value
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_it_goes_on_until_neither_gradient_exceeds_the_tolerance(unit):
+    # Where x is measured in large units its derivatives are small everywhere, and where u is, those of u.
+    function = Quadratic(np.geomspace(1e-2, 1, 10))
+    norms: list[float] = []
+
+    def in_units(x):
+        value, gradient = function(x / max(unit, 1))
+        return value, gradient / max(unit, 1)
+
+    solution = minimize(
+        in_units,
+        np.zeros(10),
+        tol=1e-8,
+        max_iter=300,
+        variables=Scaling(unit),
+        on_iteration=lambda iteration: norms.append(iteration.gradient_norm),
+    )
+
+    by_x = in_units(solution.x)[1]
+    assert solution.converged
+    assert solution.gradient_norm == norms[-1] == max(1, unit) * np.abs(by_x).max() <= 1e-8
+    np.testing.assert_allclose(solution.x / max(unit, 1), function.target, atol=1e-5)
 
 
 def test_every_iteration_is_announced():
@@ -220,3 +250,17 @@ def test_progress_can_be_off(capsys):
         progress(Iteration(10, np.zeros(1), 1.0, 1.0))
 
     assert capsys.readouterr().err == ""
+
+
+def test_progress_without_a_stderr_is_off(monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+
+    report(23)
+
+
+def test_progress_on_a_closed_stderr_is_off(monkeypatch):
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr("sys.stderr", closed)
+
+    report(23)

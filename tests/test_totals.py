@@ -90,6 +90,59 @@ def test_standard_error_does_not_cancel():
     assert evaluate(logits, [0, 0, 0, 0]).loss_standard_error == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_weights_of_very_different_magnitudes_merge(order, block_bytes):
+    # The averages of each class are of rows of one magnitude; those of all rows are of the heaviest.
+    logits, labels = make_rows()
+    light, heavy = labels < 2, labels >= 5
+    factor = np.where(light, 1e-100, np.where(heavy, 1e200, 1.0))
+    weight = np.random.default_rng(1).uniform(1, 3, len(labels))
+    parts = [np.array_split(np.arange(200), 3)[part] for part in order]
+    merged, added = Totals(7), Totals(7)
+    for rows in parts:
+        part = Totals(7)
+        part.add(logits[rows], labels[rows], (weight * factor)[rows])
+        before = Evaluation.of(part).to_dict()
+        merged.merge(part)
+        added.add(logits[rows], labels[rows], (weight * factor)[rows])
+        assert Evaluation.of(part).to_dict() == before
+    plain = evaluate(logits, labels, sample_weight=weight)
+    heaviest = evaluate(logits[heavy], labels[heavy], sample_weight=weight[heavy])
+    n = np.array([200, np.count_nonzero(heavy)])
+    for found in (Evaluation.of(merged), Evaluation.of(added)):
+        np.testing.assert_allclose(found.class_loss, plain.class_loss, rtol=1e-13)
+        np.testing.assert_allclose(found.class_accuracy, plain.class_accuracy, rtol=1e-13)
+        assert found.loss == pytest.approx(heaviest.loss, rel=1e-13)
+        assert found.top_k == pytest.approx(heaviest.top_k, rel=1e-13)
+        error = heaviest.loss_standard_error * np.sqrt(np.divide(*(n / (n - 1))))
+        assert found.loss_standard_error == pytest.approx(error, rel=1e-12)
+
+
+def test_totals_without_rows_have_no_say_in_the_unit():
+    logits, labels = make_rows()
+    tiny, nothing = Totals(7), Totals(7)
+    tiny.add(logits, labels, np.full(200, 1e-200))
+    tiny.merge(nothing)
+    nothing.merge(tiny)
+    ignored = Totals(7)
+    ignored.add(logits, np.full(200, -100), np.full(200, 1e200))
+    nothing.merge(ignored)
+    for totals in (tiny, nothing):
+        assert Evaluation.of(totals).loss_standard_error == pytest.approx(
+            evaluate(logits, labels).loss_standard_error, rel=1e-12
+        )
+
+
+def test_weights_in_bfloat16():
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    logits, labels = make_rows()
+    weight = np.random.default_rng(1).uniform(0, 3, 200).astype(bfloat16)
+    assert_same(
+        evaluate(logits, labels, sample_weight=weight),
+        evaluate(logits, labels, sample_weight=weight.astype(np.float64)),
+    )
+
+
 def test_infinite_losses_merge():
     finite, infinite = Totals(2), Totals(2)
     finite.add([[0.0, 1.0]], [0])
@@ -180,7 +233,9 @@ def test_a_large_unsigned_label_does_not_wrap_to_ignore_index():
         ((np.zeros((2, 3)), [0, 1]), {"sample_weight": ["a", "b"]}, TypeError, "sample_weight has dtype"),
         ((np.zeros((2, 3)), [0, 1]), {"kind": "log"}, ValueError, "kind is 'log'; expected 'logits' or"),
         ((np.zeros((2, 3)), [0, 1]), {"top_k": (0,)}, ValueError, r"top_k is \(0,\)"),
+        ((np.zeros((2, 3)), [0, 1]), {"top_k": 0}, ValueError, r"top_k is \(0,\)"),
         ((np.zeros((2, 3)), [0, 1]), {"top_k": (1.5,)}, TypeError, "integer"),
+        ((np.zeros((2, 3)), [0, 1]), {"top_k": 1.5}, TypeError, "integer"),
         ((np.zeros((2, 3)), [0, 1]), {"ignore_index": 0.5}, TypeError, "integer"),
         (
             (np.zeros((2, 3)), [0, 1]),

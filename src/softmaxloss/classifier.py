@@ -22,12 +22,18 @@ from softmaxloss.solver import ProgressReport, Solution, minimize
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
 
-# The parameters that are numbers: name, type, range, and the range in words. NaN is in none.
-_RANGES: tuple[tuple[str, type, Callable[[Any], bool], str], ...] = (
-    ("C", Real, lambda value: value > 0, "a number above 0"),
-    ("label_smoothing", Real, lambda value: 0 <= value <= 1, "a number from 0 to 1"),
-    ("tol", Real, lambda value: value > 0, "a number above 0"),
-    ("max_iter", Integral, lambda value: value >= 1, "an integer of at least 1"),
+_FLAGS = (bool, np.bool_)
+
+# The parameters that are numbers or flags: name, types, range, and both in words. NaN is in no range, and True is a
+# number for `verbose` only.
+_RANGES: tuple[tuple[str, tuple[type, ...], Callable[[Any], bool], str], ...] = (
+    ("C", (Real,), lambda value: value > 0, "a number above 0"),
+    ("fit_intercept", _FLAGS, lambda value: True, "True or False"),
+    ("label_smoothing", (Real,), lambda value: 0 <= value <= 1, "a number from 0 to 1"),
+    ("tol", (Real,), lambda value: value > 0, "a number above 0"),
+    ("max_iter", (Integral,), lambda value: value >= 1, "an integer of at least 1"),
+    ("warm_start", _FLAGS, lambda value: True, "True or False"),
+    ("verbose", (Integral, *_FLAGS), lambda value: value >= 0, "an integer of at least 0, or True or False"),
 )
 
 
@@ -54,15 +60,16 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     label_smoothing : float, default=0.0
         The share of each row's target distribution that is spread evenly over all classes, from 0 to 1.
     tol : float, default=1e-4
-        The solver has converged when no derivative of the objective with respect to `coef_` or `intercept_`
-        exceeds this in magnitude.
+        The solver has converged when no derivative of the objective exceeds this in magnitude, neither with
+        respect to `coef_` and `intercept_` nor to the parameters of the features as the solver centres and scales
+        them. (The first alone are tiny everywhere where features are tiny or mostly 0.)
     max_iter : int, default=1000
         The most iterations of the solver.
     warm_start : bool, default=False
         Whether `fit` continues from the last solution, where the classes and the features are the same.
-    verbose : int, default=0
-        If positive, report iteration, objective and gradient to stderr: one line rewritten in place on a
-        terminal, every 10th iteration elsewhere.
+    verbose : int or bool, default=0
+        If positive, report iteration, objective and the largest derivative, by which `tol` is judged, to stderr:
+        one line rewritten in place on a terminal, every 10th iteration elsewhere.
 
     Attributes
     ----------
@@ -146,8 +153,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             float32 and float64 are taken as they are, anything else becomes float64.
         y : array of shape (rows,)
             Class labels: integers, strings or booleans, of two classes at least.
-        sample_weight : array of shape (rows,), optional
-            Non-negative weight of each row; a row of weight 2 counts as two rows.
+        sample_weight : array of shape (rows,) or number, optional
+            Non-negative weight of each row, or of every row; a row of weight 2 counts as two rows.
 
         Returns
         -------
@@ -174,7 +181,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                 codes,
                 _row_weights(sample_weight, self.class_weight, classes, codes),
                 n_classes=len(classes),
-                C=self.C,
+                C=float(self.C),
                 fit_intercept=self.fit_intercept,
                 label_smoothing=self.label_smoothing,
             )
@@ -237,9 +244,10 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     def _check_parameters(self) -> None:
         """Refuse a parameter out of its range, before anything is computed."""
-        for name, kind, is_in_range, expected in _RANGES:
+        for name, kinds, is_in_range, expected in _RANGES:
             value = getattr(self, name)
-            if not (isinstance(value, kind) and is_in_range(value)):
+            is_of_kind = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+            if not (is_of_kind and is_in_range(value)):
                 raise ValueError(f"{name}={value!r} was given: set {name} to {expected}")
 
     def _can_continue(self, classes: Array, names_before: Any) -> bool:
@@ -267,7 +275,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     def _shortfall(self, solution: Solution) -> str:
         """Say why the solver stopped short of `tol`, how far it came, and what may help."""
-        reached = f"with max |gradient| = {solution.gradient_norm:.2e}, above tol={self.tol:g}"
+        reached = f"with max |gradient| = {solution.gradient_norm:.2e}, above tol={float(self.tol):g}"
         if solution.n_iter >= self.max_iter:
             return f"SoftmaxClassifier stopped at max_iter={self.max_iter} {reached}: raise max_iter or tol"
         return (
@@ -303,6 +311,8 @@ def _row_weights(sample_weight: Any, class_weight: Any, classes: Array, codes: n
     if sample_weight is None:
         of_rows = np.ones(len(codes))
     else:
+        if isinstance(sample_weight, Real):
+            sample_weight = np.full(codes.shape, sample_weight)
         of_rows = check_array(sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight")
     if of_rows.shape != codes.shape:
         raise ValueError(

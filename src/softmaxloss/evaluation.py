@@ -28,7 +28,7 @@ def evaluate(
     labels: ArrayLike,
     *,
     kind: Kind = "logits",
-    top_k: Iterable[int] = (1, 5),
+    top_k: int | Iterable[int] = (1, 5),
     sample_weight: ArrayLike | None = None,
     ignore_index: int = -100,
     class_names: Sequence[object] | None = None,
@@ -56,14 +56,15 @@ def evaluate(
     labels : integer array of shape (N,)
         Class indices in [0, C), or `ignore_index`.
     kind : {"logits", "probabilities"}
-        What the scores are. Rows of probabilities must be non-negative and sum to 1 within 1e-3.
-    top_k : iterable of int
+        What the scores are. Rows of probabilities must be non-negative and sum to 1 within 1e-3 (2^-7 for
+        16-bit dtypes).
+    top_k : int, or iterable of int
         The k for which to give the weighted fraction of rows whose label is among the k largest scores. Of
         equal scores the lowest class index comes first, so that k = 1 gives the accuracy (scikit-learn's
         ``top_k_accuracy_score`` takes the highest first). A k of C or more gives 1.0, as it does there,
         without the warning.
     sample_weight : array of shape (N,), optional
-        Finite weights of at least 0. A row of weight 0 is ignored.
+        Finite weights of at least 0, of any magnitude: only their ratios matter. A row of weight 0 is ignored.
     ignore_index : int
         The label of rows to leave out, whatever their scores hold.
     class_names : sequence of C names, optional
@@ -115,7 +116,8 @@ def evaluate(
     scores = np.asarray(scores)
     if scores.ndim != 2:
         raise ValueError(f"scores have shape {scores.shape}; expected (rows, classes): reshape them to two dimensions")
-    totals = Totals(scores.shape[1], kind=kind, top_k=tuple(top_k), ignore_index=ignore_index)
+    ks = tuple(top_k) if isinstance(top_k, Iterable) else (top_k,)
+    totals = Totals(scores.shape[1], kind=kind, top_k=ks, ignore_index=ignore_index)
     totals.add(scores, labels, sample_weight)
     return Evaluation.of(totals, class_names)
 

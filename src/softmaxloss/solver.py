@@ -55,7 +55,7 @@ class OriginalVariables:
 
 @dataclass(frozen=True)
 class Iteration:
-    """What `on_iteration` is told: the iteration's number from 1, its point, value and max |gradient|."""
+    """What `on_iteration` is told: the iteration's number from 1, its point, value and `Solution`'s gradient_norm."""
 
     number: int
     x: Vector
@@ -65,7 +65,11 @@ class Iteration:
 
 @dataclass(frozen=True)
 class Solution:
-    """The point where `minimize` stopped; `values` holds the function's value after each iteration."""
+    """The point where `minimize` stopped; `values` holds the function's value after each iteration.
+
+    `gradient_norm` is the larger of two: the largest derivative there, in magnitude, with respect to the original
+    variables x, and the one with respect to the scaled variables u. `converged` says whether it is within `tol`.
+    """
 
     x: Vector
     value: float
@@ -86,9 +90,11 @@ def minimize(
 ) -> Solution:
     """Minimise a smooth convex function by limited-memory BFGS.
 
-    It has converged when no entry of the gradient exceeds `tol` in magnitude, in the original variables x whatever
-    `variables` says. It stops before that after `max_iter` iterations, or where rounding hides all further
-    improvement; then `Solution.converged` is false and `Solution.gradient_norm` tells how far it came.
+    It has converged when no entry of the gradient exceeds `tol` in magnitude, neither with respect to the original
+    variables x nor with respect to the scaled ones u of `variables`: a derivative in x alone may be tiny far from
+    the minimum, where x is measured in large units, and one in u alone where u is. It stops before that after
+    `max_iter` iterations, or where rounding hides all further improvement; then `Solution.converged` is false and
+    `Solution.gradient_norm`, the larger of the two, tells how far it came.
 
     Parameters
     ----------
@@ -97,11 +103,11 @@ def minimize(
     x0 : array of shape (n,)
         Where to start.
     tol : float
-        The largest entry of the gradient, in magnitude, at a solution.
+        The largest entry of both gradients, in magnitude, at a solution.
     max_iter : int
         The most iterations; an iteration calls `value_and_gradient` once, now and then more often.
     variables : Variables, optional
-        A linear change of variables in which the function is better scaled.
+        A linear change of variables in which the function is better scaled; without it u is x.
     on_iteration : callable, optional
         Called with an `Iteration` after each one. An exception that it raises ends the minimisation.
 
@@ -147,7 +153,10 @@ def minimize(
 
 @dataclass(frozen=True)
 class _Point:
-    """A point in both sets of variables, with what is known there; `gradient` is with respect to u."""
+    """A point in both sets of variables, with what is known there.
+
+    `gradient` is with respect to u, `gradient_norm` the largest entry of it and of the one with respect to x.
+    """
 
     u: Vector
     x: Vector
@@ -196,8 +205,10 @@ class _Descent:
     def evaluate(self, u: Vector) -> _Point:
         """Return the point at `u`."""
         x = self.variables.to_original(u)
-        value, gradient = self.value_and_gradient(x)
-        return _Point(u, x, value, self.variables.gradient(gradient), float(np.abs(gradient).max(initial=0.0)))
+        value, by_x = self.value_and_gradient(x)
+        by_u = self.variables.gradient(by_x)
+        norm = np.maximum(np.abs(by_x).max(initial=0.0), np.abs(by_u).max(initial=0.0))  # NaN if either is
+        return _Point(u, x, value, by_u, float(norm))
 
     @property
     def finished(self) -> bool:
@@ -284,6 +295,7 @@ class ProgressReport:
     """An `on_iteration` that tells stderr how far the solver is; use it as a context manager.
 
     On a terminal one line is rewritten in place; elsewhere every 10th iteration and the last have a line each.
+    A process without a stderr (Python then has None there), or with a closed one, gets no report.
     """
 
     def __init__(self, *, enabled: bool = True) -> None:
@@ -296,7 +308,7 @@ class ProgressReport:
 
     def __call__(self, iteration: Iteration) -> None:
         """Report one iteration."""
-        if not self.enabled:
+        if not self.enabled or _stderr_is_closed():
             return
         line = f"iteration {iteration.number}: loss {iteration.value:.8g}, max |gradient| {iteration.gradient_norm:.2e}"
         if sys.stderr.isatty():
@@ -310,5 +322,10 @@ class ProgressReport:
 
     def __exit__(self, *_: object) -> None:
         """Finish the line: of the last iteration, or after the last on a terminal."""
-        if self.pending:
+        if self.pending and not _stderr_is_closed():
             print("" if sys.stderr.isatty() else self.pending, file=sys.stderr, flush=True)
+
+
+def _stderr_is_closed() -> bool:
+    """Tell whether nothing can be written to stderr."""
+    return sys.stderr is None or sys.stderr.closed

@@ -12,15 +12,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from softmaxloss.backends.numpy import as_logits, kernel_dtype, rows_a_block
 from softmaxloss.functional import cross_entropy
-from softmaxloss.labels import LabelError
+from softmaxloss.labels import LabelError, tolerance_of
 from softmaxloss.loss import softmax_cross_entropy
 
 __all__ = ["Kind", "Totals"]
 
 Kind = Literal["logits", "probabilities"]
 
-# The contract's tolerance for the sum of a distribution.
-SUM_TOLERANCE = 1e-3
+# Weights are summed as they are unless the largest leaves 2^-32 .. 2^32: the squares of those of 1e-200 would vanish.
+ORDINARY_EXPONENT = 32
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class _Moments:
         apart = self.total / self.weight - other.total / other.weight
         between = self.weight * (other.weight / weight) * apart * apart
         return _Moments(weight, self.total + other.total, self.scatter + other.scatter + between)
+
+    def times(self, power_of_two: int) -> _Moments:
+        """Return the moments for weights 2**power_of_two times as large."""
+        weight, total, scatter = np.ldexp([self.weight, self.total, self.scatter], power_of_two).tolist()
+        return _Moments(weight, total, scatter)
 
     def scatter_about(self, center: float) -> float:
         offset = self.total / self.weight - center
@@ -97,6 +102,8 @@ class Totals:
     n_ignored: int = field(default=0, init=False)
     n_nonfinite: int = field(default=0, init=False)
     n_infinite_loss: int = field(default=0, init=False)
+    # The sums below count weights in units of 2**exponent: any average is the same in any unit.
+    exponent: int = field(default=0, init=False)
     class_count: NDArray[np.int64] = field(init=False)
     class_weight_sum: NDArray[np.float64] = field(init=False)
     class_loss_sum: NDArray[np.float64] = field(init=False)
@@ -134,7 +141,7 @@ class Totals:
 
     @property
     def weight(self) -> float:
-        """Total weight of the scored rows."""
+        """Total weight of the scored rows, in units of ``2**exponent``."""
         return float(self.class_weight_sum.sum())
 
     @property
@@ -189,15 +196,20 @@ class Totals:
         self.n_ignored += other.n_ignored
         self.n_nonfinite += other.n_nonfinite
         self.n_infinite_loss += other.n_infinite_loss
+        # The larger unit holds the weights of both; totals without rows have none yet.
+        self._set_unit(max((t.exponent for t in (self, other) if t.n_scored), default=0))
+        shift = other.exponent - self.exponent
         self.class_count += other.class_count
-        self.class_weight_sum += other.class_weight_sum
-        self.class_loss_sum += other.class_loss_sum
-        self.class_hits += other.class_hits
-        self.top_k_hits += other.top_k_hits
-        self._moments = self._moments.merge(other._moments)
+        self.class_weight_sum += np.ldexp(other.class_weight_sum, shift)
+        self.class_loss_sum += np.ldexp(other.class_loss_sum, shift)
+        self.class_hits += np.ldexp(other.class_hits, shift)
+        self.top_k_hits += np.ldexp(other.top_k_hits, shift)
+        self._moments = self._moments.merge(other._moments.times(2 * shift))
 
     def _add_block(self, scores: NDArray[Any], labels: NDArray[Any], weights: NDArray[Any]) -> None:
         first = self.n_rows
+        with np.errstate(over="ignore"):  # what becomes infinite is refused below
+            weights = weights.astype(np.float64, copy=False)
         kept = labels != self.ignore_index
         self._check_labels(labels, kept, first)
         _check_weights(weights, first)
@@ -205,17 +217,17 @@ class Totals:
         rows = first + np.flatnonzero(kept)
         if len(rows) < len(kept):
             scores, labels, weights = scores[kept], labels[kept], weights[kept]
-        scores = scores.astype(kernel_dtype(scores.dtype), copy=False)
         labels = labels.astype(np.int64, copy=False)
+        given, scores = scores, scores.astype(kernel_dtype(scores.dtype), copy=False)
         if self.kind == "probabilities":
-            loss = _probability_losses(scores, labels, rows)
+            loss = _probability_losses(given, scores, labels, rows)
         else:
             loss = np.asarray(softmax_cross_entropy(scores, labels, reduction="none"), np.float64)
         ranks = _label_ranks(scores, labels)
         scored = ~np.isnan(loss)
         self.n_ignored += len(kept) - len(rows)
         self.n_nonfinite += len(rows) - int(np.count_nonzero(scored))
-        self._add_rows(loss[scored], ranks[scored], labels[scored], weights[scored].astype(np.float64))
+        self._add_rows(loss[scored], ranks[scored], labels[scored], weights[scored])
 
     def _add_rows(
         self,
@@ -224,6 +236,12 @@ class Totals:
         labels: NDArray[np.int64],
         weights: NDArray[np.float64],
     ) -> None:
+        if not len(loss):
+            return
+        exponent = math.frexp(float(weights.max()))[1] - 1
+        if exponent - self.exponent > ORDINARY_EXPONENT or (exponent < -ORDINARY_EXPONENT and not self.n_scored):
+            self._set_unit(exponent)
+        weights = np.ldexp(weights, -self.exponent)
         self.n_infinite_loss += int(np.count_nonzero(np.isinf(loss)))
         # add.at touches only the classes at hand: a block may hold a few rows of very many classes.
         np.add.at(self.class_count, labels, 1)
@@ -232,6 +250,16 @@ class Totals:
         np.add.at(self.class_hits, labels, weights * (ranks == 0))
         self.top_k_hits += [weights[ranks < k].sum() for k in self.top_k]
         self._moments = self._moments.merge(_Moments.of(loss, weights * weights))
+
+    def _set_unit(self, exponent: int) -> None:
+        """Go over to sums in units of ``2**exponent``: exact, but for weights that are nothing beside the largest."""
+        shift = self.exponent - exponent
+        self.exponent = exponent
+        self.class_weight_sum = np.ldexp(self.class_weight_sum, shift)
+        self.class_loss_sum = np.ldexp(self.class_loss_sum, shift)
+        self.class_hits = np.ldexp(self.class_hits, shift)
+        self.top_k_hits = np.ldexp(self.top_k_hits, shift)
+        self._moments = self._moments.times(2 * shift)
 
     def _check_labels(self, labels: NDArray[Any], kept: NDArray[np.bool_], first: int) -> None:
         outside = kept & ((labels < 0) | (labels >= self.n_classes))
@@ -259,7 +287,7 @@ def _check_arrays(scores: NDArray[Any], labels: NDArray[Any], weights: NDArray[A
         raise TypeError(f"labels have dtype {labels.dtype}; expected integer class indices (labels.astype(int))")
     if weights.shape != rows_shape:
         raise ValueError(f"sample_weight has shape {weights.shape}; expected {rows_shape}: one weight a row")
-    if weights.dtype.kind not in "biuf":
+    if weights.dtype.kind not in "biuf" and weights.dtype.name != "bfloat16":
         raise TypeError(f"sample_weight has dtype {weights.dtype}; expected real numbers")
 
 
@@ -270,24 +298,30 @@ def _check_weights(weights: NDArray[Any], first: int) -> None:
         raise ValueError(f"sample_weight[{first + at}] is {weights[at]}; weights must be finite and not negative")
 
 
-def _probability_losses(scores: NDArray[Any], labels: NDArray[np.int64], rows: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Compute -log p of each label, NaN for rows with NaN or +inf; refuse rows that are no distribution."""
+def _probability_losses(
+    given: NDArray[Any], scores: NDArray[Any], labels: NDArray[np.int64], rows: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """Compute -log p of each label, NaN for rows with NaN or +inf; refuse rows that are no distribution.
+
+    `scores` are those given, in the dtype that the kernels compute in; the dtype given says how exact they can be.
+    """
+    tolerance = tolerance_of(given.dtype)
     with np.errstate(invalid="ignore"):  # inf - inf in the sum
         sums = scores.sum(axis=1, dtype=np.float64)
     lowest = scores.min(axis=1)
     finite = np.isfinite(sums)
-    wrong = (lowest < 0) | (finite & (np.abs(sums - 1) > SUM_TOLERANCE))
+    wrong = (lowest < 0) | (finite & (np.abs(sums - 1) > tolerance))
     if wrong.any():
         at = int(wrong.argmax())
         raise ValueError(
             f"scores[{rows[at]}] sums to {sums[at]:.6g} and its least entry is {lowest[at]:.6g}; probabilities are "
-            f"not negative and sum to 1 within {SUM_TOLERANCE:g} (raw scores need kind='logits')"
+            f"not negative and sum to 1 within {tolerance:g} (raw scores need kind='logits')"
         )
     loss = np.full(len(scores), np.nan)
     if finite.all():
-        loss[:] = cross_entropy(scores, labels, reduction="none")
+        loss[:] = cross_entropy(given, labels, reduction="none")
     elif finite.any():
-        loss[finite] = cross_entropy(scores[finite], labels[finite], reduction="none")
+        loss[finite] = cross_entropy(given[finite], labels[finite], reduction="none")
     return loss
 
 
