@@ -1,5 +1,6 @@
 """The installed command, run as a user runs it: what it prints, what it writes, and its exit status."""
 
+import contextlib
 import io
 import json
 import os
@@ -19,7 +20,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 import softmaxloss
 from softmaxloss.classifier import SoftmaxClassifier
-from softmaxloss.cli import app
+from softmaxloss.cli import main
 
 # The command of the environment that runs the tests; `resolve` would leave it for the base interpreter's.
 COMMAND = str(Path(sys.executable).parent / "softmaxloss")
@@ -38,27 +39,23 @@ def succeed(folder, *arguments, **options):
     return done
 
 
-@pytest.fixture
-def run_here(capsys, monkeypatch):
+def run_here(folder, *arguments):
     """Run a command in this process, which has paid for the imports already."""
-
-    def run_here(folder, *arguments):
-        monkeypatch.chdir(folder)
-        with pytest.raises(SystemExit) as ended:
-            app([*map(str, arguments)], prog_name="softmaxloss")
-        return subprocess.CompletedProcess(arguments, ended.value.code, *capsys.readouterr())
-
-    return run_here
+    out, error = io.StringIO(), io.StringIO()
+    streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(error)
+    with contextlib.chdir(folder), streams[0], streams[1], pytest.raises(SystemExit) as ended:
+        main([*map(str, arguments)])
+    return subprocess.CompletedProcess(arguments, ended.value.code, out.getvalue(), error.getvalue())
 
 
 def listing(folder):
     return sorted((path.relative_to(folder), path.lstat().st_mtime_ns) for path in folder.rglob("*"))
 
 
-def refuse(folder, *arguments, **options):
+def refuse(folder, *arguments, run=run_here):
     """Run a command that is to fail on its data: status 1, one line, nothing written. Give the line."""
     before = listing(folder)
-    done = run(folder, *arguments, **options)
+    done = run(folder, *arguments)
     assert done.returncode == 1, done
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
@@ -103,10 +100,13 @@ def test_version_and_help_come_without_heavy_imports(tmp_path):
         "evaluate s.npy l.npy --kind scores",
         "evaluate s.npy l.npy --top-k 0",
         "evaluate s.npy l.npy --target y",
+        "evaluate s.npy l.svm --target y",
+        "evaluate s.npy digits --target y",
+        "evaluate s.npy l.npy --ignore-index 9223372036854775808",
     ],
 )
 def test_usage(tmp_path, arguments):
-    done = run(tmp_path, *arguments.split())
+    done = run_here(tmp_path, *arguments.split())
 
     assert done.returncode == 2, done
     assert "Traceback" not in done.stderr
@@ -165,7 +165,7 @@ def test_predictions_are_evaluated_by_the_names_of_the_classes(flowers, tmp_path
     assert [entry["name"] for entry in found["classes"]] == classes
 
 
-def test_a_model_applied_to_other_tables(flowers, tmp_path, run_here):
+def test_a_model_applied_to_other_tables(flowers, tmp_path):
     folder, _ = flowers
     table = pd.read_csv(folder / "iris.csv")
     table.iloc[:, [3, 0, 2]].to_csv(tmp_path / "fewer.csv", index=False)
@@ -211,7 +211,7 @@ def test_a_table_as_spreadsheets_write_it(tmp_path):
 
 
 @pytest.mark.filterwarnings("default")  # the command makes a note of each
-def test_training_options_reach_the_classifier(tmp_path, run_here):
+def test_training_options_reach_the_classifier(tmp_path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "d.npz", X=rng.normal(size=(60, 4)), kind=np.repeat(["a", "b"], [45, 15]))
     options = "--C 0.5 --tol 1e-9 --max-iter 2 --class-weight balanced --label-smoothing 0.1 --test-size 0"
@@ -229,6 +229,58 @@ def test_training_options_reach_the_classifier(tmp_path, run_here):
     assert parameters["max_iter"] == 2
     assert parameters["class_weight"] == "balanced"
     assert parameters["label_smoothing"] == 0.1
+
+
+CODES = "zip,price,y\n" + "".join(f'{row % 3},"1,{row:03}",{"pq"[row % 2]}\n' for row in range(40))
+
+
+def test_text_that_training_did_not_see_or_sees_too_much_of(tmp_path):
+    (tmp_path / "t.csv").write_text(CODES)
+    done = run_here(tmp_path, "train", "t.csv", "--target", "y", "--categorical", "zip", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == (
+        "note: column 'price' is text with 40 different values in 40 rows, such as '1,000'; --drop it, or turn it "
+        "into numbers\n"
+    )
+
+    # The same codes, as pandas writes them where one is missing.
+    table = pd.read_csv(io.StringIO(CODES)).astype({"zip": float})
+    table.loc[0, "zip"], table.loc[1, "zip"] = None, 7
+    table.to_csv(tmp_path / "new.csv", index=False)
+    done = run_here(tmp_path, "predict", "t.skops", "new.csv", "--out", "p.csv")
+    assert done.returncode == 0, done.stderr
+    zips, *prices = done.stderr.splitlines()
+    assert zips == "note: column 'zip': 2 of 40 rows hold a category that training did not see, such as '7'"
+    # Eight prices were in the rows to test on.
+    assert [line[:38] for line in prices] == ["note: column 'price': 8 of 40 rows hol"]
+
+
+def test_labels_that_come_with_features_evaluate_predictions(tmp_path):
+    (tmp_path / "t.svm").write_text("".join(f"{(3, 7)[row % 2]} 1:{row % 5} 2:{row % 2}\n" for row in range(40)))
+    for data, name, rows in (("t.svm", "t", 40), ("digits", "digits", 1797)):
+        train, out = ("train", data, "--quiet", "--tol", "0.01"), f"{name}.csv"
+        evaluate = ("evaluate", out, data, "--kind", "probabilities", "--json")
+        for arguments in (train, ("predict", f"{name}.skops", data, "--out", out), evaluate):
+            done = run_here(tmp_path, *arguments)
+            assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["n_scored"] == rows
+        assert found["accuracy"] > 0.9
+
+
+def test_a_missing_word_as_a_class(tmp_path):
+    (tmp_path / "t.csv").write_text(GOOD.replace("q", "None"))
+    line = refuse(tmp_path, "train", "t.csv", "--target", "y")
+    assert line.startswith("t.csv: target 'y' has no value at line 3 ('None' counts as missing, unless with --cat")
+    steps = [
+        "train t.csv --target y --categorical y --quiet",
+        "predict t.skops t.csv --out p.csv",
+        "evaluate p.csv t.csv --target y --kind probabilities --json",
+    ]
+    for step in steps:
+        done = run_here(tmp_path, *step.split())
+        assert done.returncode == 0, done.stderr
+    assert [entry["name"] for entry in json.loads(done.stdout)["classes"]] == ["None", "p"]
 
 
 # Evaluate
@@ -276,6 +328,55 @@ def test_scores_larger_than_memory(tmp_path):
 
     assert found["n_rows"] == shape[0]
     assert found["loss"] == pytest.approx(np.log(shape[1]), rel=1e-6)
+
+
+# Standard output and error
+
+
+def run_with(folder, redirection, *arguments, **variables):
+    """Run a command under a shell that redirects its standard output or error."""
+    command = ["sh", "-c", f'"$@" {redirection}', "sh", COMMAND, *arguments]
+    environment = {**os.environ, **variables}
+    encoding = variables.get("PYTHONIOENCODING", "utf-8")
+    return subprocess.run(command, cwd=folder, capture_output=True, encoding=encoding, timeout=120, env=environment)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("arguments", ["--help", "evaluate z.npy y.npy --json", "train d.npz --quiet"])
+def test_standard_output_on_a_full_disk(scored, arguments):
+    np.savez(scored / "d.npz", X=np.load(scored / "z.npy"), y=np.load(scored / "y.npy"))
+    # Unbuffered, as in many containers, what fails is another call.
+    unbuffered = {"PYTHONUNBUFFERED": "1" if arguments == "--help" else ""}
+    done = run_with(scored, "> /dev/full", *arguments.split(), **unbuffered)
+
+    assert done.returncode == 1
+    assert done.stderr == "error: cannot write to standard output (No space left on device)\n"
+
+
+def test_a_reader_that_leaves_is_no_problem(scored):
+    done = run_with(scored, "| true", "evaluate", "z.npy", "y.npy")
+
+    assert done.stderr == ""
+
+
+def test_an_encoding_without_the_names_of_the_classes(scored):
+    scores = pd.DataFrame(np.load(scored / "z.npy"), columns=["猫", "é", "dog"])
+    scores.to_csv(scored / "z.csv", index=False)
+    table = run_with(scored, "", "evaluate", "z.csv", "y.npy", PYTHONIOENCODING="latin-1")
+    assert table.returncode == 0, table.stderr
+    assert r"\u732b" in table.stdout
+    found = run_with(scored, "", "evaluate", "z.csv", "y.npy", "--json", PYTHONIOENCODING="latin-1")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.isascii()
+    assert [entry["name"] for entry in json.loads(found.stdout)["classes"]] == ["猫", "é", "dog"]
+
+
+def test_closed_standard_error(scored):
+    np.savez(scored / "d.npz", X=np.load(scored / "z.npy"), y=np.load(scored / "y.npy"))
+    done = run_with(scored, "2>&-", "train", "d.npz", "--C", "1e6", "--tol", "1e-12")
+    assert done.returncode == 0
+    assert done.stdout.endswith("saved d.skops\n")
+    assert run_with(scored, "2>&-", "train", "none.npz").returncode == 1
 
 
 # What is wrong with the data
@@ -341,10 +442,14 @@ def test_data_that_cannot_be_learned_from(tmp_path, name, content, problem):
         ("none/m.skops", "none/m.skops: cannot be written (there is no folder none)"),
         ("t.csv/m.skops", "t.csv/m.skops: cannot be written (there is no folder t.csv)"),
         ("m.pkl", "m.pkl: the suffix '.pkl' is not known"),
+        ("link.skops", "link.skops: cannot be written (there is no folder "),
+        ("loop.skops", "loop.skops: cannot be written (Too many levels of symbolic links)"),
     ],
 )
 def test_an_output_that_cannot_be_written_is_found_out_before_training(tmp_path, out, problem):
     (tmp_path / "t.csv").write_text("this is not even looked at")
+    (tmp_path / "link.skops").symlink_to("none/m.skops")
+    (tmp_path / "loop.skops").symlink_to("loop.skops")
 
     assert refuse(tmp_path, "train", "t.csv", "--target", "y", "--out", out).startswith(problem)
 
@@ -363,20 +468,32 @@ def shout(values):
 
 
 @pytest.mark.filterwarnings("default")
-def test_numbers_too_large_for_the_model(flowers, tmp_path, run_here):
+def test_numbers_too_large_for_the_model(flowers, tmp_path):
     folder, _ = flowers
     names = pd.read_csv(folder / "iris.csv", nrows=0).columns[:4]
     (tmp_path / "t.csv").write_text(",".join(names) + "\n" + ",".join(["1e308"] * 4) + "\n")
     done = run_here(tmp_path, "predict", folder / "models.skops", "t.csv", "--out", "p.csv")
 
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: t.csv: ")
+    assert done.stderr.startswith("error: t.csv: column 'sepal length (cm)' holds at line 2 1e+308, ")
+    assert done.stderr.count("\n") == 1
     assert not (tmp_path / "p.csv").exists()
+
+
+def test_what_overflows_is_told_in_one_line(tmp_path):
+    """A float32 so large that it is infinite when scaled: NumPy's warning would say nothing to a user."""
+    small = np.linspace(0, 1e-10, 40, dtype=np.float32)[:, None]
+    np.savez(tmp_path / "small.npz", X=small, y=np.arange(40) % 2)
+    np.savez(tmp_path / "t.npz", X=np.full((1, 1), 3e38, np.float32))
+    done = run_here(tmp_path, "train", "small.npz", "--quiet")
+    assert done.returncode == 0, done.stderr
+
+    assert refuse(tmp_path, "predict", "small.skops", "t.npz", "--out", "p.csv").startswith("t.npz: ")
 
 
 def test_files_that_are_no_models(tmp_path):
     (tmp_path / "t.csv").write_text(GOOD)
-    line = refuse(tmp_path, "predict", "t.csv", "t.csv", "--out", "p.csv")
+    line = refuse(tmp_path, "predict", "t.csv", "t.csv", "--out", "p.csv", run=run)
     assert line.startswith("t.csv: is not a model saved by softmaxloss")
 
     pipeline = Pipeline([("shout", FunctionTransformer(shout)), ("classifier", SoftmaxClassifier())])
@@ -402,6 +519,7 @@ LABELS = np.array([0, 1, 2, 0])
         (LOGITS.astype(object), LABELS, "z.npy: holds Python objects, which are never unpickled"),
         (LOGITS, LABELS.astype(object), "y.npy: holds Python objects, which are never unpickled"),
         (np.full((4, 3), 1 / 3), LABELS, "z.npy: every row is non-negative and sums to 1"),
+        (np.full((4, 3), 0.33), LABELS, "z.npy: every row is non-negative and sums to 1, but for rounding"),
         (..., LABELS, "z.npy: is not in NumPy's format, or is damaged or cut off"),
     ],
 )
@@ -439,6 +557,17 @@ def test_ctrl_c_in_the_middle_of_training_leaves_nothing(tmp_path):
     assert "Traceback" not in error
     assert error.endswith("interrupted\n")
     assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("library", ["typer", "skops"])
+def test_ctrl_c_while_libraries_are_imported(tmp_path, library):
+    (tmp_path / f"{library}.py").write_text("raise KeyboardInterrupt")
+    arguments = ["train", "digits"]
+    done = run(tmp_path, *arguments, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+
+    assert done.returncode == 130
+    assert done.stderr.endswith("interrupted\n")
+    assert "Traceback" not in done.stderr
 
 
 def test_ctrl_c_while_a_file_is_read(tmp_path):

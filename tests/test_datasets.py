@@ -7,7 +7,8 @@ from scipy.sparse import csr_matrix
 from sklearn.datasets import dump_svmlight_file
 
 from softmaxloss.data.arrays import array_names, map_array, read_array
-from softmaxloss.data.datasets import Layout, as_classes, read_features, read_training_data, split_rows
+from softmaxloss.data.classes import as_classes
+from softmaxloss.data.datasets import Layout, read_features, read_own_labels, read_training_data, split_rows
 from softmaxloss.data.files import DataError
 
 TABLE = "width,colour,old,species\n1.5,red,true,cat\n,blue,false,dog\n2,,true,cat\n3,red,,dog\n"
@@ -66,8 +67,38 @@ def test_a_column_without_a_name_is_noted(csv):
 
 
 def test_infinite_numbers_are_refused(csv):
-    with pytest.raises(DataError, match="column 'a' holds an infinite number at line 4"):
+    with pytest.raises(DataError, match="column 'a' holds at line 4 an infinite number"):
         read_training_data(csv("a,y\n1,p\n2,q\n-inf,q\n"), target="y")
+
+
+@pytest.mark.parametrize("value", [1e151, -1.7e308])
+def test_numbers_too_large_are_refused(csv, npz, value):
+    problem = f"{value:g}, a number too large to compute with .above 1e.150 in magnitude.".replace("+", ".")
+    with pytest.raises(DataError, match=rf"column 'a' holds at line 4 {problem}"):
+        read_training_data(csv(f"a,y\n1,p\n1e150,q\n{value},q\n"), target="y")
+    with pytest.raises(DataError, match=rf"X\[2, 1\] is {problem}"):
+        read_training_data(npz(X=np.where(X == 6, value, X), y=[0, 1, 1]))
+    path = csv(f"1 2:1\n1 5:-1e150 7:{value}\n2 2:2\n", "t.svm")
+    with pytest.raises(DataError, match=rf"feature 7 of row 2 is {problem}"):
+        read_training_data(path)
+    with pytest.raises(DataError, match=rf"feature 7 of row 2 is {problem}"):
+        read_features(path, Layout("sparse", n_features=7))
+    small = npz(X=np.full((3, 2), 3e38, np.float32), y=[0, 1, 1])
+    assert read_training_data(small).features.max() == np.float32(3e38)
+
+
+def test_text_of_too_many_categories_is_noted(csv):
+    def notes(*fields):
+        rows = "".join(f'"{field}",{"pq"[row % 2]}\n' for row, field in enumerate(fields))
+        return read_training_data(csv("price,y\n" + rows), target="y").notes
+
+    assert notes(*(f"1,{row:03}" for row in range(200)), "") == (
+        "column 'price' is text with 200 different values in 200 rows, such as '1,000'; --drop it, or turn it "
+        "into numbers",
+    )
+    assert len(notes(*(f"name {row}" for row in range(80)), *["none"] * 19)) == 1
+    assert notes(*(f"name {row % 40}" for row in range(80))) == ()
+    assert notes("few", "rows", "say", "nothing") == ()
 
 
 def test_a_table_needs_a_target(csv):
@@ -99,14 +130,15 @@ def test_targets_are_integers_booleans_or_text(csv, values, expected):
     ("values", "problem"),
     [
         (["1", "", "0", ""], r"target 'y' has no value at line 3 and 1 more; every row needs a class"),
-        (["p", "q", "nan"], r"target 'y' has no value at line 4; every row"),
+        (["p", "q", "nan"], r"target 'y' has no value at line 4 \('nan' counts as .*; every row"),
         (["1", "1.5", "1"], r"target 'y' holds 1.5 at line 3, which is a quantity and not a class"),
         (["1", "inf", "1"], r"target 'y' holds inf at line 3, which is a quantity"),
         (["1", "1", "1"], r"target 'y' holds one class only, '1'"),
         (["5", "6", "7"], r"target 'y' has another value in each of its 3 rows, so it is an identifier"),
         (["1", "1", "x"], r"column 'y' mixes numbers and text: line 4 holds 'x'"),
-        (["9007199254740992", "1", "1"], r"target 'y' holds whole numbers of 2\*\*53 or more"),
-        (["2024-01-01", "2024-01-02", "2024-01-01"], r"column 'y' holds dates"),
+        (["9007199254740992", "1", "1"], r"target 'y' holds 9007199254740992 at line 2; whole numbers of 2\*\*53 or"),
+        (["2024-01-01", "2024-01-02", "2024-01-01"], r"column 'y' holds dates; take each .* --categorical y$"),
+        (["p", "None", "q", ""], r"target 'y' has no value at line 3 \('None' counts as missing, unless with --cat"),
     ],
 )
 def test_targets_that_are_no_classes(csv, values, problem):
@@ -116,6 +148,13 @@ def test_targets_that_are_no_classes(csv, values, problem):
 
 def test_a_mixed_target_as_text(csv):
     assert target(csv, "1", "x", "1", categorical=["y"]).labels.tolist() == ["1", "x", "1"]
+
+
+def test_a_word_for_a_missing_value_as_a_class(csv):
+    assert target(csv, "None", "x", "NA", "x", categorical=["y"]).labels.tolist() == ["None", "x", "NA", "x"]
+    assert target(csv, "1.0", "2", "1", categorical=["y"]).labels.tolist() == ["1", "2", "1"]
+    with pytest.raises(DataError, match="has no value at line 3; every row"):
+        target(csv, "None", "", "x", categorical=["y"])
 
 
 def test_class_labels_of_arrays():
@@ -145,7 +184,7 @@ def test_a_table_to_predict_on_is_read_by_the_columns_of_the_model(csv):
     [
         ("width,y\n1,p\n", "no column 'colour' .used in training.; the columns are 'width', 'y'"),
         ("width,colour\n1,red\nwide,red\n", "column 'width' must hold numbers, but line 3 holds 'wide'"),
-        ("width,colour\ninf,red\n", "column 'width' holds an infinite number at line 2"),
+        ("width,colour\ninf,red\n", "column 'width' holds at line 2 an infinite number"),
     ],
 )
 def test_a_table_that_the_model_cannot_take(csv, content, problem):
@@ -190,7 +229,7 @@ def test_an_archive_holds_features_and_target(npz):
         ({"X": X[0], "y": [0, 1]}, r"X has shape \(2,\) and type float64; expected rows of numbers, 2-D"),
         ({"X": X.astype(str), "y": [0, 1, 1]}, "X has shape .* type <U32; expected rows of numbers"),
         ({"X": X[:, :0], "y": [0, 1, 1]}, r"X has shape \(3, 0\)"),
-        ({"X": np.where(X == 6, np.inf, X), "y": [0, 1, 1]}, r"X\[2, 1\] is infinite"),
+        ({"X": np.where(X == 6, np.inf, X), "y": [0, 1, 1]}, r"X\[2, 1\] is an infinite number"),
         ({"X": X, "y": [0, 1]}, "X has 3 rows, but y has 2 labels"),
         ({"X": X, "y": [0, np.nan, 1]}, r"target 'y' has no value at y\[1\]"),
         ({"X": X, "y": [0, 0.5, 1]}, r"target 'y' holds 0.5 at y\[1\], which is a quantity"),
@@ -222,6 +261,8 @@ def test_damaged_archives(tmp_path, npz):
     [
         (b"\x93NUMPY\x01\x00v\x00{'descr'", "damaged or cut off"),
         (b"1 2 3", "is not in NumPy's format"),
+        (b"\x93NUMPY\x01\x00\x06\x00{'a':\n", "is not in NumPy's format"),  # Python's tokenizer complains
+        (b"\x93NUMPY\x01\x00\x07\x00 {}\n  }\n", "is not in NumPy's format"),
         (b"", "the file is empty"),
     ],
 )
@@ -277,7 +318,7 @@ def test_svmlight_files_count_features_from_0_or_1(tmp_path, zero_based, suffix)
         ("1 2:1 1:1\n", "is not an SVMlight file"),
         ("# nothing\n", "has no rows"),
         ("1\n2\n1\n", "no row holds a feature"),
-        ("1 1:nan\n2 1:1\n1 1:1\n", "holds a feature that is infinite or not a number"),
+        ("1 1:nan\n2 1:1\n1 1:1\n", "feature 1 of row 1 is not a number"),
         ("1.5 1:1\n2 1:1\n2 1:1\n", "the label holds 1.5 at row 1, which is a quantity"),
     ],
 )
@@ -294,6 +335,13 @@ def test_svmlight_features_beyond_those_of_the_model(csv):
         read_features(csv("1 4:1\n", "t.svm"), Layout("sparse", n_features=4, zero_based=True))
     with pytest.raises(DataError, match="Invalid index 0"):
         read_features(csv("1 0:1\n", "t.svm"), one_based)
+
+
+def test_labels_that_come_with_features(csv):
+    assert read_own_labels(csv("2 1:1\n1 0:3\n1 2:1\n", "t.svm")).tolist() == [2, 1, 1]
+    assert read_own_labels("digits")[:3].tolist() == [0, 1, 2]
+    with pytest.raises(DataError, match=r"the label holds 0\.5 at row 2, which is a quantity"):
+        read_own_labels(csv("2 1:1\n0.5 0:3\n", "t.svm"))
 
 
 # Features of another kind than the model's

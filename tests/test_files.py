@@ -76,6 +76,22 @@ def test_a_link_stays_a_link(tmp_path):
     assert target.read_text() == "new"
 
 
+def test_links_are_followed_before_the_work_as_after_it(tmp_path):
+    (tmp_path / "real").mkdir()
+    for link, target in (("far", "real/out.txt"), ("lost", "none/out.txt"), ("a", "b"), ("b", "a")):
+        (tmp_path / link).symlink_to(target)
+    check_output(tmp_path / "far")
+    assert names(tmp_path / "real") == []
+    for link, problem in (("lost", r"there is no folder .*none"), ("a", "Too many levels of symbolic links")):
+        with pytest.raises(DataError, match=rf"{link}: cannot be written \({problem}\)"):
+            check_output(tmp_path / link)
+        with pytest.raises(DataError, match=problem), replacing(tmp_path / link):
+            raise AssertionError("was given a file to write to")
+    with pytest.raises(DataError, match="there is no folder"):
+        check_output(tmp_path / "a" / "out.txt")
+    assert sorted(names(tmp_path)) == ["a", "b", "far", "lost", "real"]
+
+
 def test_a_place_that_takes_no_file_is_found_out_beforehand(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "none" / "out.txt", tmp_path / "file" / "out.txt"):

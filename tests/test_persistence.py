@@ -15,7 +15,14 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from softmaxloss.classifier import SoftmaxClassifier
 from softmaxloss.data.datasets import Layout
 from softmaxloss.data.files import DataError
-from softmaxloss.persistence import TRUSTED_TYPES, Model, build_pipeline, load_model, save_model
+from softmaxloss.persistence import (
+    TRUSTED_TYPES,
+    Model,
+    build_pipeline,
+    load_model,
+    save_model,
+    unseen_categories,
+)
 
 TABLE = Layout("table", ("width", "constant", "empty"), ("colour", "nothing"), 5)
 
@@ -63,6 +70,23 @@ def test_unseen_categories_are_none_of_those_known():
     assert encoded.shape[1] == 3 + 4 + 1  # the missing colour is the fourth; all that "nothing" held is missing
     assert not encoded[:, 3:].any()
     assert np.isfinite(pipeline.predict_proba(unseen)).all()
+
+
+def test_unseen_categories_are_told_by_column():
+    model = trained(TABLE, frame(), ["a", "b", "c", "b"] * 10)
+    assert unseen_categories(model, frame()) == []
+
+    seen = ["red", "1.0", np.nan, "violet"]
+    columns = {"width": 1.0, "constant": 3.0, "empty": np.nan}
+    features = pd.DataFrame({"colour": seen, "nothing": ["x", np.nan, np.nan, np.nan]}, dtype=object).assign(**columns)
+    assert unseen_categories(model, features) == [
+        "column 'colour': 2 of 4 rows hold a category that training did not see, such as '1.0'",
+        "column 'nothing': 1 of 4 rows hold a category that training did not see, such as 'x'",
+    ]
+    whole = frame().assign(colour=pd.Series(["red", "blue"] * 20, dtype=object))
+    model = trained(TABLE, whole, ["a", "b", "c", "b"] * 10)
+    assert "3 of 4 rows" in unseen_categories(model, features)[0]
+    assert unseen_categories(model, features.iloc[2:3])[0].endswith("such as that of no value")
 
 
 def test_numbers_are_filled_with_the_median_and_scaled():
@@ -163,6 +187,71 @@ def test_skops_files_of_other_things(tmp_path, thing):
         load_model(path)
 
     assert "\n" not in str(caught.value)
+
+
+def spoil(**attributes):
+    """Make a change to a pipeline that sets attributes of its classifier, or deletes those that are None."""
+
+    def change(pipeline):
+        for name, value in attributes.items():
+            delattr(pipeline[-1], name) if value is None else setattr(pipeline[-1], name, value)
+
+    return change
+
+
+def change_layout(**facts):
+    return lambda pipeline: pipeline.softmaxloss_.update(facts)
+
+
+def unfit_a_scaler(pipeline):
+    del pipeline[0].named_transformers_["numbers"]["scale"].mean_
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (spoil(classes_=np.array(["a", "b"])), "which do not fit"),
+        (spoil(classes_=np.array([["a", "b", "c"]])), "which do not fit"),
+        (spoil(classes_="abc"), "which do not fit"),
+        (spoil(classes_=np.array(["a", "b", "b"])), "one of them twice"),
+        (spoil(coef_=np.ones((3, 7))), "which do not fit with 8 features"),
+        (spoil(coef_=np.full((3, 8), np.nan)), "not all finite"),
+        (spoil(coef_=np.ones((1, 8))), "which do not fit"),
+        (spoil(intercept_=None), "intercept_"),
+        (spoil(intercept_=np.zeros(1)), "which do not fit"),
+        (spoil(classes_=None, coef_=None, intercept_=None), "no attribute"),
+        (unfit_a_scaler, "mean_"),
+        (change_layout(kind="heap"), "its kind is 'heap'"),
+        (change_layout(zero_based=7), "its zero_based is 7, not a bool"),
+        (change_layout(numbers=["width", "other"]), "constant"),
+    ],
+)
+def test_models_that_are_broken_inside(tmp_path, change, problem):
+    path = tmp_path / "m.skops"
+    features = frame()
+    features.loc[:1, "colour"] = ["red", np.nan]
+    save_model(path, model := trained(TABLE, features, ["a", "b", "c", "b"] * 10))
+    assert load_model(path).classifier.coef_.shape == (3, 8)
+    change(model.pipeline)
+    skops.io.dump(model.pipeline, path)
+    with pytest.raises(DataError, match=rf"m\.skops: is not a model .*{problem}") as caught:
+        load_model(path)
+
+    assert "\n" not in str(caught.value)
+
+
+def test_matrix_models_that_are_broken_inside(tmp_path):
+    path, features = tmp_path / "m.skops", np.array([[0, 16.0], [4, 0], [0, 8], [2, 0]])
+    for kind in ("pixels", "sparse"):
+        given = csr_matrix(features) if kind == "sparse" else features
+        model = trained(Layout(kind, n_features=2), given, [0, 1, 0, 1])
+        model.pipeline[0].scale_[1] = np.nan
+        save_model(path, model)
+        with pytest.raises(DataError, match="is not a model"):
+            load_model(path)
+        save_model(path, Model(model.pipeline, Layout(kind, n_features=3), "y", "1"))
+        with pytest.raises(DataError, match="3 features"):
+            load_model(path)
 
 
 def test_files_that_are_no_skops_files(tmp_path):

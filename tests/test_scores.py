@@ -1,5 +1,7 @@
 """Scores and labels from files, the match of labels with classes, and files of probabilities."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -79,6 +81,8 @@ def test_archives_and_tables_that_are_no_scores(write):
         read_scores(write("t.npz", a=VALUES, b=VALUES))
     with pytest.raises(DataError, match="names 3 classes, but its scores have 2 columns"):
         read_scores(write("t.npz", scores=VALUES, classes=["a", "b", "c"]))
+    with pytest.raises(DataError, match="more than one class is named 'a'"):
+        read_scores(write("t.npz", scores=VALUES, classes=["a", "a"]))
     with pytest.raises(DataError, match="column 'b' must hold numbers, but line 3 holds 'x'"):
         read_scores(write("t.csv", "a,b\n1,2\n3,x\n"))
     with pytest.raises(DataError, match="has no column of scores"):
@@ -186,6 +190,43 @@ def test_label_archives(write):
         read_labels(write("t.npz", a=[0], b=[1]), scores())
 
 
+def test_labels_of_svmlight_files_and_digits(write):
+    path = write("t.svm", "3 1:1\n1 2:1\n1 1:2\n3 3:1\n")
+    assert read_labels(path, scores("1", "3")).tolist() == [1, 0, 0, 1]
+    with pytest.raises(DataError, match=r"t\.svm: the label holds '1' at row 2, which is none of the classes"):
+        read_labels(path, scores("3", "5"))
+
+    digits = read_labels(Path("digits"), scores(*map(str, range(10)), rows=1797))
+    assert digits[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+    with pytest.raises(DataError, match="digits: has 1797 labels, but"):
+        read_labels(Path("digits"), scores())
+
+
+@pytest.mark.parametrize("labels", [["5", "-100", "5", "5"], ["5.0", "-100.0", "5", "5"], np.array([5, -100, 5, 5])])
+def test_a_class_with_the_name_of_the_ignored_label(write, labels):
+    path = write("t.txt", "\n".join(labels)) if isinstance(labels, list) else write("t.npy", labels)
+    with pytest.raises(DataError, match=r"s\.npy: a class is named -100, .* with --ignore-index$"):
+        read_labels(path, scores("-100", "5"))
+    assert read_labels(path, scores("-100", "5"), ignore_index=-1).tolist() == [1, 0, 1, 1]
+
+
+def test_huge_labels_are_exact_or_named(write):
+    path = write("t.txt", "9007199254740993\n-9223372036854775808\n0\n1\n")
+    assert read_labels(path, scores())[:2].tolist() == [2**53 + 1, -(2**63)]
+    names = ("9007199254740992", "9007199254740993")
+    labels = write("t.npy", np.array([2**53 + 1, 2**53, 2**53, 2**53]))
+    assert read_labels(labels, scores(*names)).tolist() == [1, 0, 0, 0]
+    for label in ("99999999999999999999", "1e300", "9007199254740992.0"):
+        with pytest.raises(DataError, match=rf"t\.txt: holds '{label}' at line 2, but s\.npy does not name"):
+            read_labels(write("t.txt", f"0\n{label}\n0\n1\n"), scores())
+
+
+def test_whole_numbers_as_names_in_either_spelling(write):
+    path = write("t.csv", "y\n1.0\nx\n1\nNone\n")
+    assert read_labels(path, scores("1", "x", "None")).tolist() == [0, 1, 0, 2]
+    assert read_labels(path, scores("1.0", "x", "None")).tolist() == [0, 1, 0, 2]
+
+
 def test_a_label_file_that_is_no_text(tmp_path):
     path = tmp_path / "t.txt"
     path.write_bytes(b"caf\xe9\n")
@@ -202,13 +243,27 @@ def test_rows_that_are_distributions_are_seen(dtype):
     assert look_like_probabilities(rows)
     rows[17] = np.nan
     assert look_like_probabilities(rows)
-    rows[-1] *= 1.01
+    rows[-1] *= 1.1
     assert not look_like_probabilities(rows)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("decimals", [2, 3])
+def test_rounded_distributions_are_seen(classes, decimals):
+    rows = np.random.default_rng(0).dirichlet([1] * classes, size=5000).round(decimals)
+    assert decimals == 3 or classes == 2 or (abs(rows.sum(axis=1) - 1) > 1e-3).any()
+    assert look_like_probabilities(rows)
+    exact = np.full((100, classes), 1 / classes)
+    exact[50] = exact[50].round(decimals) if classes == 3 else [0.34, 0.67, *[0] * (classes - 2)]
+    assert look_like_probabilities(exact)
 
 
 def test_rows_that_are_no_distributions():
     assert not look_like_probabilities(np.array([[1.5, -0.5], [0.5, 0.5]]))
     assert not look_like_probabilities(np.full((3, 2), np.nan))
+    assert not look_like_probabilities(np.zeros((3, 1000)))
+    assert not look_like_probabilities(np.array([[0.5, 0.5], [0.5, 0.4]]))
+    assert not look_like_probabilities(np.array([[np.inf, -np.inf], [0.5, 0.5]]))
     assert not look_like_probabilities(np.array([[1, 1], [1, 0]]))
     assert look_like_probabilities(np.array([[0, 1], [1, 0]]))
 
@@ -254,5 +309,15 @@ def test_a_class_may_not_have_the_name_of_the_last_column(tmp_path):
     with pytest.raises(DataError, match="a class has the name of the column 'prediction'"):
         check_predictions(tmp_path / "t.csv", ["prediction", "b"])
     check_predictions(tmp_path / "t.npz", ["prediction", "b"])
+    for suffix in ("csv", "parquet"):
+        for classes, problem in (
+            ([" prediction ", "b"], "the name of the column 'prediction'"),
+            (["", "b"], "a class has an empty name"),
+            (["  ", "b"], "a class has an empty name"),
+            (["x", " x", "y"], r"differ in blanks only \('x'\); write to a \.npz"),
+        ):
+            with pytest.raises(DataError, match=problem):
+                check_predictions(tmp_path / f"t.{suffix}", classes)
+            check_predictions(tmp_path / "t.npz", classes)
     with pytest.raises(DataError, match=r"'\.xlsx' is not known"):
         check_predictions(tmp_path / "t.xlsx", ["a", "b"])

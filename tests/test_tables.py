@@ -77,6 +77,30 @@ def test_a_kind_that_is_asked_for(csv):
         table.column("word", "numbers")
 
 
+def test_text_that_is_a_whole_number_has_one_spelling(csv, parquet):
+    """A column of 1 and 2 becomes one of 1.0 and 2.0 where a value is missing."""
+    whole = csv("zip,b\n1,x\n-12,x\n,x\n2.5,x\n1.00,x\n")
+    floats = csv("zip,b\n1.0,x\n-12.0,x\n,x\n2.5,x\n1.00,x\n")
+    assert values(whole, "zip", "text") == values(floats, "zip", "text")
+    assert values(floats, "zip", "text") == ("text", ["1", "-12", None, "2.5", "1.00"])
+    assert values(csv("zip;b\n1,0;x\n10,0;x\n2.0;x\n"), "zip", "text")[1] == ["1", "10", "2"]
+    assert values(csv('zip,b\n"1,0",x\n'), "zip", "text")[1] == ["1,0"]
+    table = parquet({"float": [1.0, None, 2.5], "text": ["1.0", None, "v1.0"]})
+    assert values(table, "float", "text")[1] == ["1", None, "2.5"]
+    assert values(table, "text")[1] == ["1", None, "v1.0"]
+
+
+def test_words_for_missing_values_may_be_labels(csv, parquet):
+    table = csv("y,b\nNA,1\n None,2\n,3\nx,4\n")
+
+    assert values(table, "y") == ("text", [None, None, None, "x"])
+    column = table.column("y", "text", label=True)
+    assert column.values.tolist()[:2] == ["NA", "None"]
+    assert column.missing.tolist() == [False, False, True, False]
+    assert [table.missing_word("y", row) for row in range(4)] == ["NA", "None", "", ""]
+    assert parquet({"y": [None, "NA"]}).missing_word("y", 1) == ""
+
+
 @pytest.mark.parametrize(
     ("fields", "line", "odd"),
     [
@@ -256,6 +280,19 @@ def test_parquet_types_that_are_no_cells(parquet):
         table.column("list")
     with pytest.raises(DataError, match="'list' holds values of type list"):
         table.column("list", "text")
+
+
+def test_a_label_is_not_to_be_dropped(parquet):
+    table = parquet({"day": pa.array([0, 1], pa.date32()), "list": [[1], [2]], "a b": ["2024-01-01", "2024-01-02"]})
+    for name, advice in (
+        ("day", "dates; take each date as a class with --categorical day"),
+        ("a b", "dates; take each date as a class with --categorical 'a b'"),
+        ("list", "list<.*>, neither numbers nor text"),
+    ):
+        with pytest.raises(DataError, match=rf"holds .*{advice}$"):
+            table.column(name, label=True)
+    with pytest.raises(DataError, match=r"column 'day' must hold numbers, but holds dates$"):
+        table.column("day", "numbers")
 
 
 def test_a_pandas_index_without_a_name_is_left_out(tmp_path):

@@ -5,17 +5,24 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from softmaxloss import __version__
+from softmaxloss.streams import is_unicode, prepare, say, stdout_problem
+
+EXIT_PROBLEM = 1
+EXIT_INTERRUPTED = 130
+
 try:
     import typer
+except KeyboardInterrupt:
+    say("interrupted")
+    raise SystemExit(EXIT_INTERRUPTED) from None
 except ModuleNotFoundError as error:
     raise SystemExit(f"softmaxloss: {error}; install the command with: pip install 'softmaxloss[cli]'") from None
-
-from softmaxloss import __version__
 
 # What is heavier than NumPy is imported in the commands: `softmaxloss --help` does not wait for it.
 if TYPE_CHECKING:
@@ -24,9 +31,6 @@ if TYPE_CHECKING:
     from softmaxloss.persistence import Model
 
 __all__ = ["app", "main"]
-
-EXIT_PROBLEM = 1
-EXIT_INTERRUPTED = 130
 
 
 class ClassWeight(StrEnum):
@@ -49,32 +53,30 @@ class Commands(typer.core.TyperGroup):
         """Run a command."""
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            # What overflows is refused where it matters, in words that name the file.
+            warnings.simplefilter("ignore", RuntimeWarning)
             try:
                 return super().invoke(ctx)
             except KeyboardInterrupt:
-                _say("interrupted")
+                say("interrupted")
                 raise typer.Exit(EXIT_INTERRUPTED) from None
             except MemoryError:
-                _say("error: there is not enough memory for this data")
+                say("error: there is not enough memory for this data")
             except ModuleNotFoundError as error:
-                _say(f"error: {error}; install the command with: pip install 'softmaxloss[cli]'")
+                say(f"error: {error}; install the command with: pip install 'softmaxloss[cli]'")
             except ValueError as error:
                 from softmaxloss.data.files import DataError, one_line
 
                 if not isinstance(error, DataError):
                     raise
-                _say(f"error: {one_line(error)}")
+                say(f"error: {one_line(error)}")
             raise typer.Exit(EXIT_PROBLEM)
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     from softmaxloss.data.files import one_line
 
-    _say(f"note: {one_line(message)}")
+    say(f"note: {one_line(message)}")
 
 
 app = typer.Typer(
@@ -96,6 +98,12 @@ def _print_version(wanted: bool) -> None:
 def _positive(value: float) -> float:
     if not value > 0:
         raise typer.BadParameter(f"{value:g} is not a number above 0.")
+    return value
+
+
+def _label(value: int) -> int:
+    if not -(2**63) <= value < 2**63:
+        raise typer.BadParameter(f"{value} is not a label, which has 64 bits.")
     return value
 
 
@@ -163,7 +171,7 @@ def train(
     dataset = read_training_data(data, target=target, drop=drop or (), categorical=categorical or ())
     train_rows, test_rows, notes = split_rows(dataset, test_size, seed)
     for note in (*dataset.notes, *notes):
-        _say(f"note: {note}")
+        say(f"note: {note}")
 
     # These import scikit-learn, which takes seconds: what is wrong with the data is said before.
     from softmaxloss.classifier import SoftmaxClassifier
@@ -263,7 +271,7 @@ def predict(
     from softmaxloss.data.datasets import DIGITS, read_features
     from softmaxloss.data.files import check_output, known_suffix
     from softmaxloss.data.scores import PREDICTION_SUFFIXES, check_predictions, write_predictions
-    from softmaxloss.persistence import load_model
+    from softmaxloss.persistence import load_model, unseen_categories
 
     known_suffix(out, PREDICTION_SUFFIXES)
     check_output(out, inputs=[model, *([] if data == DIGITS else [Path(data)])])
@@ -271,6 +279,8 @@ def predict(
     classes = loaded.classifier.classes_
     check_predictions(out, [str(name) for name in classes])
     features = read_features(data, loaded.layout)
+    for note in unseen_categories(loaded, features):
+        say(f"note: {note}")
     with _naming(data):
         probabilities = loaded.pipeline.predict_proba(features)
     write_predictions(out, probabilities, classes, classes[probabilities.argmax(axis=1)])
@@ -283,7 +293,12 @@ def evaluate(
         Path,
         typer.Argument(metavar="SCORES", help="A row of scores for each label: a .npy, .npz, .csv or .parquet file."),
     ],
-    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="A .npy, .npz, .csv, .parquet or .txt file.")],
+    labels: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LABELS", help="A .npy, .npz, .csv, .parquet, .txt or .svmlight file, or [b]digits[/b]."
+        ),
+    ],
     kind: Annotated[Kind, typer.Option(help="What the scores are.")] = Kind.logits,
     target: Annotated[
         str | None,
@@ -293,19 +308,19 @@ def evaluate(
         list[int] | None,
         typer.Option(min=1, help="Count labels among the k largest scores; can be repeated.", show_default="1, 5"),
     ] = None,
-    ignore_index: Annotated[int, typer.Option(help="Label of the rows to leave out.")] = -100,
+    ignore_index: Annotated[int, typer.Option(callback=_label, help="Label of the rows to leave out.")] = -100,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Evaluate scores against labels: loss, accuracy, and both by class. The .npy files may exceed memory."""
-    from softmaxloss.data.scores import LABELS_WITHOUT_NAMES
+    from softmaxloss.data.scores import has_one_array_of_labels
 
-    if target is not None and labels.suffix.lower() in LABELS_WITHOUT_NAMES:
-        raise typer.BadParameter(f"{labels} holds nothing but labels; leave it out.", param_hint="'--target'")
+    if target is not None and has_one_array_of_labels(labels):
+        raise typer.BadParameter(f"{labels} has no other labels to choose; leave it out.", param_hint="'--target'")
     found = _evaluated(scores, labels, kind, target, tuple(top_k or (1, 5)), ignore_index)
     if json:
         from json import dumps
 
-        typer.echo(dumps(found.to_dict(), ensure_ascii=False))
+        typer.echo(dumps(found.to_dict(), ensure_ascii=not is_unicode()))
     else:
         from rich.console import Console
 
@@ -324,8 +339,8 @@ def _evaluated(
     indices = read_labels(labels, read, target=target, ignore_index=ignore_index)
     if kind is Kind.logits and look_like_probabilities(read.values):
         raise DataError(
-            f"{scores}: every row is non-negative and sums to 1, so it holds probabilities, not logits; "
-            "evaluate it with --kind probabilities"
+            f"{scores}: every row is non-negative and sums to 1, but for rounding, so it holds probabilities, not "
+            "logits; evaluate it with --kind probabilities"
         )
     with _naming(scores), _naming(labels, LabelError):
         return evaluate(
@@ -338,6 +353,17 @@ def _evaluated(
         )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; the exit status is 0 done, 1 a problem with the data, 2 usage, 130 interrupted."""
-    app(prog_name="softmaxloss")
+    try:
+        prepare()
+        app(arguments, prog_name="softmaxloss")
+    except KeyboardInterrupt:
+        say("interrupted")
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except OSError as error:
+        problem = stdout_problem(error)
+        if problem is None:
+            raise
+        say(f"error: cannot write to standard output ({problem})")
+        raise SystemExit(EXIT_PROBLEM) from None

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from softmaxloss.data.datasets import Layout
-from softmaxloss.data.files import DataError, check_input, one_line, replacing
+import numpy as np
+
+from softmaxloss.data.datasets import Layout, LayoutKind
+from softmaxloss.data.files import DataError, check_input, listed, one_line, replacing
 
 if TYPE_CHECKING:
     from softmaxloss.classifier import SoftmaxClassifier
 
-__all__ = ["TRUSTED_TYPES", "Model", "build_pipeline", "load_model", "save_model"]
+__all__ = ["TRUSTED_TYPES", "Model", "build_pipeline", "load_model", "save_model", "unseen_categories"]
 
 # The only types that a model file may hold beyond those of scikit-learn and NumPy that skops itself trusts.
 TRUSTED_TYPES = (
     "softmaxloss.classifier.SoftmaxClassifier",
     "numpy.dtype",  # the type of scikit-learn's encoded categories
 )
+
+# What a model file says of the model beside the pipeline itself.
+FACTS = {
+    **{"version": str, "target": str, "kind": str},
+    **{"numbers": list, "text": list, "n_features": int, "zero_based": bool},
+}
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,40 @@ def build_pipeline(layout: Layout, classifier: SoftmaxClassifier) -> Any:
     return Pipeline([("features", columns), ("classifier", classifier)])
 
 
+def unseen_categories(model: Model, features: Any) -> list[str]:
+    """Tell, for each column of text, how many rows hold a category that training did not see.
+
+    Such a row gets no column of its category, so what it holds there does not count in the prediction.
+
+    Parameters
+    ----------
+    model : Model
+        A fitted model.
+    features : Features
+        Rows to predict, of the model's layout.
+
+    Returns
+    -------
+    list of str
+        A sentence for each column that has such rows.
+    """
+    if not model.layout.text:
+        return []
+    encoder = model.pipeline[0].named_transformers_["text"]
+    notes = []
+    for name, categories in zip(model.layout.text, encoder.categories_, strict=True):
+        values = features[name]
+        unseen = values[~values.isin(categories)]
+        if len(unseen):
+            written = unseen.dropna()
+            example = repr(written.iloc[0]) if len(written) else "that of no value"
+            notes.append(
+                f"column {name!r}: {len(unseen)} of {len(values)} rows hold a category that training did not see, "
+                f"such as {example}"
+            )
+    return notes
+
+
 def save_model(path: Path, model: Model) -> None:
     """Write a model to a file, whole or not at all.
 
@@ -128,7 +171,7 @@ def load_model(path: Path) -> Model:
     Raises
     ------
     DataError
-        The file is no such model, or holds a type that is not among those trusted.
+        The file is no such model, is one that cannot predict, or holds a type that is not among those trusted.
     """
     check_input(path)
     if not zipfile.is_zipfile(path):
@@ -157,10 +200,63 @@ def _described(pipeline: Any) -> Model:
     if not isinstance(pipeline[-1], SoftmaxClassifier):
         raise TypeError(f"its last step is a {type(pipeline[-1]).__name__}, not a SoftmaxClassifier")
     facts = pipeline.softmaxloss_
+    for name, kind in FACTS.items():
+        if not isinstance(facts[name], kind):
+            raise TypeError(f"its {name} is {facts[name]!r}, not a {kind.__name__}")
     layout = Layout(
         facts["kind"], tuple(facts["numbers"]), tuple(facts["text"]), facts["n_features"], facts["zero_based"]
     )
+    if layout.kind not in get_args(LayoutKind):
+        raise ValueError(f"its kind is {layout.kind!r}, not one of {listed(get_args(LayoutKind))}")
+    _check_classifier(pipeline[-1])
+    _check_prediction(pipeline, layout)
     return Model(pipeline, layout, facts["target"], facts["version"])
+
+
+def _check_classifier(classifier: SoftmaxClassifier) -> None:
+    """Raise ValueError for parameters that do not fit each other, or are no numbers."""
+    from sklearn.utils.validation import check_is_fitted
+
+    check_is_fitted(classifier)
+    classes, coef, intercept = (
+        np.asarray(value) for value in (classifier.classes_, classifier.coef_, classifier.intercept_)
+    )
+    logits = 1 if classes.shape == (2,) else classes.size
+    if classes.ndim != 1 or coef.shape != (logits, classifier.n_features_in_) or intercept.shape != (logits,):
+        raise ValueError(
+            f"classes_ has shape {classes.shape}, coef_ {coef.shape} and intercept_ {intercept.shape}, which do not "
+            f"fit with {classifier.n_features_in_} features"
+        )
+    if len(np.unique(classes)) < max(len(classes), 2):
+        raise ValueError("classes_ holds fewer than two classes, or one of them twice")
+    if not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
+        raise ValueError("its coefficients are not all finite numbers")
+
+
+def _check_prediction(pipeline: Any, layout: Layout) -> None:
+    """Raise an error unless the pipeline predicts rows of zeros and of missing values."""
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        probabilities = pipeline.predict_proba(_probe(layout))
+    if probabilities.shape[1] != len(pipeline[-1].classes_) or not np.isfinite(probabilities).all():
+        raise ValueError("it does not predict finite probabilities")
+
+
+def _probe(layout: Layout) -> Any:
+    if layout.kind == "table":
+        import pandas as pd
+
+        columns = {name: pd.Series([0.0, np.nan]) for name in layout.numbers}
+        return pd.DataFrame(columns | {name: pd.Series(["", np.nan], dtype=object) for name in layout.text})
+    if layout.kind == "dense":
+        return np.array([[0.0], [np.nan]]).repeat(layout.n_features, axis=1)
+    zeros = np.zeros((1, layout.n_features))
+    if layout.kind == "pixels":
+        return zeros
+    from scipy.sparse import csr_matrix
+
+    # Zeros that are stored, as only those are computed with.
+    return csr_matrix((zeros[0], np.arange(layout.n_features), [0, layout.n_features]), shape=zeros.shape)
 
 
 def _no_model(path: Path, error: Exception) -> DataError:

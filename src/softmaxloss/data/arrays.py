@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,8 +17,12 @@ from softmaxloss.data.files import DataError, check_input, listed, one_line
 
 __all__ = ["array_names", "map_array", "read_array"]
 
-# What NumPy and zipfile raise on files that are cut off, damaged or something else.
-BROKEN = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+# What NumPy and zipfile raise on files that are cut off, damaged or something else. NumPy reads a header as
+# Python's own syntax, and what Python says of a damaged one goes through.
+BROKEN = (
+    *(ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError),
+    *(SyntaxError, tokenize.TokenError, TypeError, OverflowError, RecursionError, AttributeError, IndexError),
+)
 
 
 def map_array(path: Path) -> NDArray[Any]:

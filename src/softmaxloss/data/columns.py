@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 __all__ = [
+    "MISSING_WORDS",
     "Column",
     "ColumnError",
     "ColumnKind",
@@ -23,9 +24,10 @@ __all__ = [
 
 ColumnKind = Literal["numbers", "booleans", "text"]
 
-# What stands for a missing value in a CSV file: pandas' list, so that a file means the same in both.
-MISSING = [
-    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
+# What stands for a missing value in a CSV file, as an empty field does: pandas' list, so that a file means the
+# same in both.
+MISSING_WORDS = [
+    *("#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
     *("<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
 ]
 
@@ -55,23 +57,33 @@ class Column:
 class ColumnError(ValueError):
     """What is wrong with a column, to be completed by the one who knows its name and file.
 
-    The sentence is ``before``, then the place of ``row`` if one is given, then ``after``; ``advice`` is the
-    option of the train command that is the way out.
+    The sentence is ``before``, then the place of ``row`` if one is given, then ``after``. The ways out when
+    training, which end in the option that the column's name completes, are ``advice`` for a feature and
+    ``target_advice`` for what is to be predicted.
     """
 
-    def __init__(self, before: str, row: int | None = None, after: str = "", advice: str = "") -> None:
+    def __init__(
+        self, before: str, row: int | None = None, after: str = "", *, advice: str = "", target_advice: str = ""
+    ) -> None:
         super().__init__(before)
-        self.before, self.row, self.after, self.advice = before, row, after, advice
+        self.before, self.row, self.after = before, row, after
+        self.advice, self.target_advice = advice, target_advice
 
 
-def without_missing(fields: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Take the fields of a CSV file: cut the blanks around them, and make null of what stands for nothing."""
+def without_missing(fields: pa.ChunkedArray, *, words: bool = True) -> pa.ChunkedArray:
+    """Take the fields of a CSV file: cut the blanks around them, and make null of what stands for nothing.
+
+    Without ``words`` only an empty field does, and "NA" or "None" is text.
+    """
     trimmed = pc.utf8_trim_whitespace(fields)
-    return pc.if_else(pc.is_in(trimmed, value_set=pa.array(MISSING)), pa.scalar(None, pa.string()), trimmed)
+    nothing = pa.array(["", *MISSING_WORDS] if words else [""])
+    return pc.if_else(pc.is_in(trimmed, value_set=nothing), pa.scalar(None, pa.string()), trimmed)
 
 
 def convert_text(values: pa.ChunkedArray, kind: ColumnKind | None, *, decimal_comma: bool = False) -> Column:
     """Find out what text stands for: numbers, true/false, or nothing but itself.
+
+    Text that is a whole number loses a ".0" at its end, which 1 gets when it was once in a column of floats.
 
     Parameters
     ----------
@@ -97,7 +109,7 @@ def convert_text(values: pa.ChunkedArray, kind: ColumnKind | None, *, decimal_co
     'text'
     """
     if kind == "text":
-        return _text(values)
+        return _text(values, decimal_comma=decimal_comma)
     fields = pc.replace_substring(values, ",", ".") if decimal_comma else values
     with contextlib.suppress(pa.ArrowInvalid):
         return _numbers(fields.cast(pa.float64()))
@@ -143,7 +155,7 @@ def convert_typed(values: pa.ChunkedArray, kind: ColumnKind | None) -> Column:
         refuse_dates(values.unique().drop_null())
         return _text(values)
     if pa.types.is_temporal(values.type):
-        raise _dates()
+        raise _dates(kind)
     if pa.types.is_boolean(values.type) and kind is None:
         return Column("booleans", _objects(values))
     return _numbers(values)
@@ -155,9 +167,11 @@ def refuse_dates(distinct: pa.Array) -> None:
         raise _dates()
 
 
-def _dates() -> ColumnError:
+def _dates(kind: ColumnKind | None = None) -> ColumnError:
     return ColumnError(
-        "holds dates; turn them into numbers first, such as days, or leave the column out", advice="--drop"
+        "must hold numbers, but holds dates" if kind == "numbers" else "holds dates",
+        advice="; turn them into numbers first, such as days, or leave the column out with --drop",
+        target_advice="; take each date as a class with --categorical",
     )
 
 
@@ -169,12 +183,8 @@ def _mixed(fields: pa.ChunkedArray, numeric: pa.Array, kind: ColumnKind | None) 
     holds = f" holds {fields[row].as_py()!r}"
     if kind == "numbers":
         return ColumnError("must hold numbers, but ", row, holds)
-    return ColumnError(
-        "mixes numbers and text: ",
-        row,
-        f"{holds}; correct it, or take the column as text",
-        advice="--categorical",
-    )
+    advice = "; correct it, or take the column as text with --categorical"
+    return ColumnError("mixes numbers and text: ", row, holds, advice=advice, target_advice=advice)
 
 
 def _numbers(values: pa.ChunkedArray) -> Column:
@@ -185,16 +195,18 @@ def _numbers(values: pa.ChunkedArray) -> Column:
         raise _unusable(values) from None
 
 
-def _text(values: pa.ChunkedArray) -> Column:
+def _text(values: pa.ChunkedArray, *, decimal_comma: bool = False) -> Column:
     try:
-        return Column("text", _objects(values.cast(pa.string())))
+        text = values.cast(pa.string())
     except pa.ArrowException:
         raise _unusable(values) from None
+    whole = r"^([+-]?\d+)[.,]0$" if decimal_comma else r"^([+-]?\d+)\.0$"
+    return Column("text", _objects(pc.replace_substring_regex(text, whole, r"\1")))
 
 
 def _unusable(values: pa.ChunkedArray) -> ColumnError:
     return ColumnError(
-        f"holds values of type {values.type}, neither numbers nor text; leave the column out", advice="--drop"
+        f"holds values of type {values.type}, neither numbers nor text", advice="; leave the column out with --drop"
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from softmaxloss.data.arrays import read_array
-from softmaxloss.data.columns import Column
+from softmaxloss.data.classes import as_classes, check_classes
+from softmaxloss.data.columns import Column, ColumnKind
 from softmaxloss.data.files import DataError, check_input, known_suffix, listed, one_line
 from softmaxloss.data.tables import TABLE_SUFFIXES, Table, read_table
 
@@ -20,10 +22,10 @@ __all__ = [
     "DIGITS",
     "Dataset",
     "Layout",
-    "as_classes",
     "is_sparse",
     "is_table",
     "read_features",
+    "read_own_labels",
     "read_training_data",
     "split_rows",
 ]
@@ -35,8 +37,12 @@ SUFFIXES = (*TABLE_SUFFIXES, ".npz", *SPARSE_SUFFIXES)
 Features = Any  # pandas.DataFrame, NumPy array or scipy.sparse CSR matrix, for which scikit-learn has no one name
 LayoutKind = Literal["table", "dense", "sparse", "pixels"]
 
-# Whole numbers from here on are not all told apart in float64, which holds the numbers of a table.
-EXACT_INTEGERS = 2**53
+# A number beyond this, squared and summed over rows, is infinite: no mean and no variance comes of it.
+LARGEST_NUMBER = 1e150
+
+# From here on a text column is taken for one of names, identifiers or misread numbers, which the user is told.
+MANY_CATEGORIES = 10
+MOSTLY_DIFFERENT = 0.8
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def read_training_data(
         if target is None:
             raise TypeError("a table needs a target")
         dataset = _table_dataset(read_table(path), target, drop, categorical)
-    _check_classes(dataset)
+    check_classes(dataset.labels, f"{dataset.source}: target {dataset.target!r}")
     return dataset
 
 
@@ -164,6 +170,26 @@ def read_features(source: str, layout: Layout) -> Features:
             f"{source}: has {features.shape[1]} features, but the model was trained with {layout.n_features}"
         )
     return features
+
+
+def read_own_labels(source: str) -> NDArray[Any]:
+    """Read the labels that come with the features, in an SVMlight file or the built-in digits.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read, or its labels are no classes.
+
+    Examples
+    --------
+    >>> from softmaxloss.data.datasets import read_own_labels
+    >>> read_own_labels("digits")[:5]
+    array([0, 1, 2, 3, 4])
+    """
+    if source == DIGITS:
+        return read_training_data(DIGITS).labels
+    path = Path(source)
+    return _sparse_labels(path, _load_sparse(path, zero_based=True)[1])
 
 
 def split_rows(
@@ -212,74 +238,6 @@ def split_rows(
     return train, np.sort(test), notes
 
 
-def as_classes(values: NDArray[Any], subject: str, where: Callable[[int], str]) -> NDArray[Any]:
-    """Make class labels of an array's or column's values: integers, booleans or strings.
-
-    Whole numbers that are stored as floats become integers.
-
-    Parameters
-    ----------
-    values : array of shape (rows,)
-        Numbers, booleans or text; NaN where one is missing.
-    subject : str
-        The file and column, to begin a message with.
-    where : callable
-        Says where a row is to be found.
-
-    Raises
-    ------
-    DataError
-        A label is missing, or the values are no class labels.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from softmaxloss.data.datasets import as_classes
-    >>> as_classes(np.array([1.0, 0.0]), "iris.csv: column 'species'", str)
-    array([1, 0])
-    """
-    if values.ndim != 1 or values.dtype.kind not in "buifSUO":
-        raise DataError(
-            f"{subject} has shape {values.shape} and type {values.dtype}; expected one label for each row, "
-            "integer or text"
-        )
-    missing = np.asarray(pd.isna(values))
-    if missing.any():
-        first, more = int(missing.argmax()), int(missing.sum()) - 1
-        others = f" and {more} more" if more else ""
-        raise DataError(f"{subject} has no value at {where(first)}{others}; every row needs a class")
-    if values.dtype.kind == "O":
-        return values.astype(bool) if isinstance(values[0], bool) else values.astype(str)
-    if values.dtype.kind == "S":
-        return np.char.decode(values, "utf-8", "replace")
-    return _whole(values, subject, where) if values.dtype.kind == "f" else values
-
-
-def _whole(values: NDArray[Any], subject: str, where: Callable[[int], str]) -> NDArray[np.int64]:
-    fractional = (values != np.rint(values)) | np.isinf(values)
-    if fractional.any():
-        row = int(fractional.argmax())
-        raise DataError(
-            f"{subject} holds {values[row]:g} at {where(row)}, which is a quantity and not a class; a "
-            "classifier predicts classes, so give it whole numbers or text"
-        )
-    if (np.abs(values) >= EXACT_INTEGERS).any():
-        raise DataError(f"{subject} holds whole numbers of 2**53 or more, which float64 cannot tell apart")
-    return values.astype(np.int64)
-
-
-def _check_classes(dataset: Dataset) -> None:
-    subject = f"{dataset.source}: target {dataset.target!r}"
-    rows, classes = len(dataset.labels), len(np.unique(dataset.labels))
-    if classes == 1:
-        raise DataError(f"{subject} holds one class only, {str(dataset.labels[0])!r}; a classifier needs two or more")
-    if classes == rows:
-        raise DataError(
-            f"{subject} has another value in each of its {rows} rows, so it is an identifier or a quantity "
-            "and not a class; choose another target"
-        )
-
-
 def _suffix(path: Path) -> str:
     try:
         return known_suffix(path, SUFFIXES)
@@ -297,15 +255,38 @@ def _table_dataset(table: Table, target: str, drop: Sequence[str], categorical: 
     names = [name for name in table.names if name != target and name not in drop]
     if target in drop or not names:
         raise DataError(f"{table.path}: no column is left to predict {target!r} from")
-    labels = table.column(target, "text" if target in categorical else None)
-    classes = as_classes(labels.values, f"{table.path}: target {target!r}", table.where)
+    classes = _table_classes(table, target, "text" if target in categorical else None)
     columns = {name: table.column(name, "text" if name in categorical else None) for name in names}
     numbers = tuple(name for name in names if columns[name].kind != "text")
     text = tuple(name for name in names if columns[name].kind == "text")
     layout = Layout("table", numbers, text, len(names))
     features = _frame(table, {name: columns[name] for name in (*numbers, *text)})
-    notes = (f"columns without a name, left out: {table.unnamed}",) if table.unnamed else ()
-    return Dataset(str(table.path), features, classes, target, layout, notes)
+    notes = [f"columns without a name, left out: {table.unnamed}"] if table.unnamed else []
+    notes += [note for name in text if (note := _note_on_categories(name, columns[name]))]
+    return Dataset(str(table.path), features, classes, target, layout, tuple(notes))
+
+
+def _table_classes(table: Table, target: str, kind: ColumnKind | None) -> NDArray[Any]:
+    def where(row: int) -> str:
+        word = table.missing_word(target, row) if missing[row] else ""
+        counts = f" ({word!r} counts as missing, unless with --categorical {shlex.quote(target)})"
+        return table.where(row) + (counts if word else "")
+
+    labels = table.column(target, kind, label=True)
+    missing = labels.missing
+    return as_classes(labels.values, f"{table.path}: target {target!r}", where)
+
+
+def _note_on_categories(name: str, column: Column) -> str:
+    """Tell of text that is not of a few categories; "" if it is."""
+    values = column.values[~column.missing]
+    different = len(set(values))
+    if different < max(MANY_CATEGORIES, MOSTLY_DIFFERENT * len(values)):
+        return ""
+    return (
+        f"column {name!r} is text with {different} different values in {len(values)} rows, such as {values[0]!r}; "
+        "--drop it, or turn it into numbers"
+    )
 
 
 def _frame(table: Table, columns: dict[str, Column]) -> pd.DataFrame:
@@ -316,10 +297,11 @@ def _frame(table: Table, columns: dict[str, Column]) -> pd.DataFrame:
             series[name] = pd.Series(column.values, dtype=object)
             continue
         series[name] = pd.Series(column.values, dtype=float)
-        infinite = np.isinf(series[name])
-        if infinite.any():
-            place = table.where(int(infinite.argmax()))
-            raise DataError(f"{table.path}: column {name!r} holds an infinite number at {place}")
+        numbers = series[name].to_numpy()
+        extreme = _extreme(numbers)
+        if extreme.any():
+            row = int(extreme.argmax())
+            raise DataError(f"{table.path}: column {name!r} holds at {table.where(row)} {_extreme_value(numbers[row])}")
     return pd.DataFrame(series)
 
 
@@ -342,10 +324,10 @@ def _dense_features(path: Path) -> NDArray[Any]:
         )
     if features.dtype != np.float32:
         features = features.astype(np.float64)
-    infinite = np.isinf(features)
-    if infinite.any():
-        row, column = np.argwhere(infinite)[0]
-        raise DataError(f"{path}: X[{row}, {column}] is infinite")
+    extreme = _extreme(features)
+    if extreme.any():
+        row, column = np.argwhere(extreme)[0]
+        raise DataError(f"{path}: X[{row}, {column}] is {_extreme_value(features[row, column])}")
     return features
 
 
@@ -357,9 +339,13 @@ def _sparse_dataset(path: Path) -> Dataset:
         features = features[:, 1:]
     if not features.nnz:
         raise DataError(f"{path}: no row holds a feature")
-    labels = as_classes(values, f"{path}: the label", lambda row: f"row {row + 1}")
+    labels = _sparse_labels(path, values)
     layout = Layout("sparse", n_features=features.shape[1], zero_based=zero_based)
     return Dataset(str(path), features, labels, "label", layout)
+
+
+def _sparse_labels(path: Path, values: NDArray[np.float64]) -> NDArray[Any]:
+    return as_classes(values, f"{path}: the label", lambda row: f"row {row + 1}")
 
 
 def _sparse_features(path: Path, layout: Layout) -> Features:
@@ -381,6 +367,26 @@ def _load_sparse(path: Path, *, zero_based: bool) -> tuple[Features, NDArray[np.
         raise DataError(f"{path}: is not an SVMlight file, or is damaged or cut off ({one_line(error)})") from None
     if not features.shape[0]:
         raise DataError(f"{path}: has no rows")
-    if not np.isfinite(features.data).all():
-        raise DataError(f"{path}: holds a feature that is infinite or not a number")
+    extreme = _extreme(features.data) | np.isnan(features.data)
+    if extreme.any():
+        entry = int(extreme.argmax())
+        row = int(np.searchsorted(features.indptr, entry, side="right"))
+        index, value = features.indices[entry] + (not zero_based), features.data[entry]
+        is_what = "not a number" if np.isnan(value) else _extreme_value(value)
+        raise DataError(f"{path}: feature {index} of row {row} is {is_what}")
     return features, labels
+
+
+# Numbers that nothing can be computed from
+
+
+def _extreme(values: NDArray[Any]) -> NDArray[np.bool_]:
+    # A float32 of any size is small enough, as its squares are float64.
+    largest = min(LARGEST_NUMBER, float(np.finfo(values.dtype).max))
+    return np.asarray((values > largest) | (values < -largest))
+
+
+def _extreme_value(value: Any) -> str:
+    if np.isinf(value):
+        return "an infinite number"
+    return f"{value:g}, a number too large to compute with (above {LARGEST_NUMBER:g} in magnitude)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import tempfile
@@ -116,14 +117,14 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
     Parameters
     ----------
     path : Path
-        Where a file is to be written; one that is there will be replaced.
+        Where a file is to be written; one that is there will be replaced. Of a link, what it points to.
     inputs : iterable of Path
         Files that the output must not replace.
 
     Raises
     ------
     DataError
-        The folder is missing or takes no file, or the path is a directory or one of the inputs.
+        The folder is missing or takes no file, or the path is a directory, one of the inputs or a link in a loop.
     """
     with _naming(path):
         if path.is_dir():
@@ -131,7 +132,7 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
         if any(other.exists() and path.exists() and path.samefile(other) for other in inputs):
             raise DataError(f"{path}: is the input itself; write to another file")
         # Permissions, quotas and read-only mounts are known for certain only by making a file.
-        descriptor, name = _temporary(path)
+        descriptor, name = _temporary(_target(path))
         os.close(descriptor)
         Path(name).unlink()
 
@@ -160,9 +161,8 @@ def replacing(path: Path) -> Iterator[Path]:
     ...     path.read_text()
     'hello'
     """
-    # A link stays a link: what it points to is replaced.
-    target = path.resolve()
     with _naming(path):
+        target = _target(path)
         descriptor, name = _temporary(target)
         temporary = Path(name)
         try:
@@ -173,6 +173,15 @@ def replacing(path: Path) -> Iterator[Path]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def _target(path: Path) -> Path:
+    """Give the path of the file itself: a link stays a link, and what it points to is replaced."""
+    if not path.is_symlink():
+        return path
+    with contextlib.suppress(FileNotFoundError):
+        path.stat()  # raises OSError for links in a loop, of which `resolve` says something else in each Python
+    return path.resolve()
 
 
 def _temporary(path: Path) -> tuple[int, str]:
@@ -193,8 +202,9 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        missing = not path.parent.is_dir()
-        reason = f"there is no folder {path.parent}" if missing else _reason(error)
+        # Links in a loop point to no folder that could be the reason.
+        folder = path.parent if error.errno == errno.ELOOP else _target(path).parent
+        reason = _reason(error) if folder.is_dir() else f"there is no folder {folder}"
         raise DataError(f"{path}: cannot be written ({reason})") from None
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from softmaxloss.data.arrays import array_names, map_array, read_array
-from softmaxloss.data.datasets import as_classes
+from softmaxloss.data.classes import EXACT_INTEGERS, as_classes
+from softmaxloss.data.datasets import DIGITS, SPARSE_SUFFIXES, read_own_labels
 from softmaxloss.data.files import DataError, check_input, known_suffix, listed, replacing
 from softmaxloss.data.tables import TABLE_SUFFIXES, read_table
 
 __all__ = [
-    "LABELS_WITHOUT_NAMES",
     "PREDICTION",
     "PREDICTION_SUFFIXES",
     "Scores",
     "check_predictions",
+    "has_one_array_of_labels",
     "look_like_probabilities",
     "read_labels",
     "read_scores",
@@ -30,12 +33,17 @@ __all__ = [
 
 PREDICTION = "prediction"
 SCORE_SUFFIXES = (".npy", ".npz", *TABLE_SUFFIXES)
-LABELS_WITHOUT_NAMES = (".npy", ".txt")
-LABEL_SUFFIXES = (*SCORE_SUFFIXES, ".txt")
+LABEL_SUFFIXES = (*SCORE_SUFFIXES, ".txt", *SPARSE_SUFFIXES)
 PREDICTION_SUFFIXES = (*TABLE_SUFFIXES, ".npz", ".npy")
 
-# The contract's tolerance for the sum of a distribution.
-SUM_TOLERANCE = 1e-3
+# How far from 1 a row of probabilities may sum: each of 2 decimals is off by 0.005 at most, and more than 0.1 in
+# all is no longer the work of rounding. What lies in [0, 1] and comes so near in each row is not taken for logits.
+ROUNDING, LEAST_TOLERANCE, MOST_TOLERANCE = 0.005, 0.011, 0.1
+
+# As texts spell a whole number: exactly, or as a float does.
+INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
+FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+INT64 = np.iinfo(np.int64)
 # Rows are looked at in blocks of this many bytes, so that a memory map may be larger than memory.
 BLOCK_BYTES = 1 << 22
 
@@ -94,6 +102,9 @@ def _archive_scores(path: Path) -> Scores:
     classes = [str(name) for name in read_array(path, "classes").ravel()]
     if values.ndim == 2 and len(classes) != values.shape[1]:
         raise DataError(f"{path}: names {len(classes)} classes, but its scores have {values.shape[1]} columns")
+    twice = [name for name, count in Counter(classes).items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: more than one class is named {listed(twice)}")
     return Scores(path, values, classes)
 
 
@@ -116,6 +127,11 @@ def _table_scores(path: Path) -> Scores:
     return Scores(path, values, classes)
 
 
+def has_one_array_of_labels(source: Path) -> bool:
+    """Tell whether a source of labels has no columns or arrays to choose from."""
+    return str(source) == DIGITS or source.suffix.lower() in (".npy", ".txt", *SPARSE_SUFFIXES)
+
+
 def read_labels(path: Path, scores: Scores, *, target: str | None = None, ignore_index: int = -100) -> NDArray[Any]:
     """Read the label of each row of scores, as the index of its class.
 
@@ -125,8 +141,8 @@ def read_labels(path: Path, scores: Scores, *, target: str | None = None, ignore
     Parameters
     ----------
     path : Path
-        A .npy array, a .npz file's "labels", "y" or only array, a .txt file with a label on each line, or a
-        table.
+        A .npy array, a .npz file's "labels", "y" or only array, a .txt file with a label on each line, a
+        table, an SVMlight file, or "digits".
     scores : Scores
         What the labels belong to.
     target : str, optional
@@ -137,7 +153,8 @@ def read_labels(path: Path, scores: Scores, *, target: str | None = None, ignore
     Raises
     ------
     DataError
-        The file cannot be read, has not a label for each row of the scores, or holds one that is no class.
+        The file cannot be read, has not a label for each row of the scores, or holds one that is no class, or
+        that is both the name of a class and `ignore_index`.
     """
     labels, subject, where = _raw_labels(path, target)
     rows = len(scores.values)
@@ -146,17 +163,18 @@ def read_labels(path: Path, scores: Scores, *, target: str | None = None, ignore
     if labels.dtype.kind == "b":
         labels = labels.astype(str)
     if labels.dtype.kind == "U":
-        found, lost = _matched(labels, pd.Index(scores.classes or [], dtype=object), ignore_index)
-        if not lost.any():
-            return found
-        numbers = _numbers(labels)
-        if numbers is None:
-            raise _unmatched(labels, lost, scores, subject, where)
+        for names in _spellings(scores.classes or []):
+            found, lost = _matched(labels, pd.Index(names, dtype=object), scores, ignore_index)
+            if not lost.any():
+                return found
+        numbers, words = _numbers(labels)
+        if words.any():
+            raise _unmatched(labels, lost & words if (lost & words).any() else lost, scores, subject, where)
         labels = numbers
-    numbered = _numbers(np.array(scores.classes)) if scores.classes else None
-    if numbered is None or len(np.unique(numbered)) < len(numbered):
+    numbered, words = _numbers(np.array(scores.classes or [], dtype=str))
+    if not len(numbered) or words.any() or len(np.unique(numbered)) < len(numbered):
         return labels
-    found, lost = _matched(labels, pd.Index(numbered), ignore_index)
+    found, lost = _matched(labels, pd.Index(numbered), scores, ignore_index)
     if lost.any():
         raise _unmatched(labels, lost, scores, subject, where)
     return found
@@ -164,6 +182,8 @@ def read_labels(path: Path, scores: Scores, *, target: str | None = None, ignore
 
 def _raw_labels(path: Path, target: str | None) -> tuple[NDArray[Any], str, Callable[[int], str]]:
     """Give labels as integers or text, what to call them in a message, and where each is to be found."""
+    if str(path) == DIGITS:
+        return read_own_labels(DIGITS), f"{DIGITS}:", lambda row: f"row {row + 1}"
     suffix = known_suffix(path, LABEL_SUFFIXES)
     if suffix == ".txt":
         return _lines(path), f"{path}:", lambda row: f"line {row + 1}"
@@ -176,7 +196,9 @@ def _raw_labels(path: Path, target: str | None) -> tuple[NDArray[Any], str, Call
         name = target or table.names[0]
         table.require([name], "--target")
         subject = f"{path}: column {name!r}"
-        return as_classes(table.column(name, "text").values, subject, table.where), subject, table.where
+        return as_classes(table.column(name, "text", label=True).values, subject, table.where), subject, table.where
+    if suffix in SPARSE_SUFFIXES:
+        return read_own_labels(str(path)), f"{path}: the label", lambda row: f"row {row + 1}"
     if suffix == ".npy":
         values, subject = map_array(path), f"{path}:"
     else:
@@ -201,27 +223,49 @@ def _lines(path: Path) -> NDArray[np.str_]:
     return np.array(labels, dtype=str)
 
 
+def _spellings(classes: list[str]) -> Iterator[list[str]]:
+    """Give the names of classes, and then without the ".0" that text in a table has lost."""
+    yield classes
+    shorter = [name[:-2] if name.endswith(".0") and INTEGER.fullmatch(name[:-2]) else name for name in classes]
+    if len(set(shorter)) == len(shorter):
+        yield shorter
+
+
 def _matched(
-    labels: NDArray[Any], classes: pd.Index[Any], ignore_index: int
+    labels: NDArray[Any], classes: pd.Index[Any], scores: Scores, ignore_index: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Find each label among the classes, and tell which ones are not there."""
     ignored = labels == (str(ignore_index) if labels.dtype.kind == "U" else ignore_index)
     found = np.asarray(classes.get_indexer(pd.Index(labels, dtype=classes.dtype)), np.int64)
+    if (ignored & (found >= 0)).any():
+        raise DataError(
+            f"{scores.path}: a class is named {ignore_index}, which is the label of rows to leave out; give rows to "
+            "leave out another label with --ignore-index"
+        )
     lost = (found < 0) & ~ignored
     found[ignored] = ignore_index
     return found, lost
 
 
-def _numbers(labels: NDArray[np.str_]) -> NDArray[np.int64] | None:
-    """Give the whole numbers that texts stand for, true/false as 1/0, or None if some text is none."""
-    lower = np.char.lower(labels)
+def _numbers(texts: NDArray[np.str_]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Give the whole numbers that texts stand for, true/false as 1/0, and tell which texts stand for none."""
+    lower = np.char.lower(texts)
     if np.isin(lower, ["true", "false"]).all():
-        return np.asarray(lower == "true", np.int64)
-    numbers = np.asarray(pd.to_numeric(pd.Series(labels, dtype=object), errors="coerce"), np.float64)
-    whole = np.isfinite(numbers) & (numbers == np.rint(numbers))
-    if not whole.all():
+        return np.asarray(lower == "true", np.int64), np.zeros(len(texts), np.bool_)
+    codes, distinct = pd.factorize(pd.Series(texts, dtype=object))
+    numbers = [_number(text) for text in distinct]
+    words = np.array([number is None for number in numbers], np.bool_)
+    return np.array([number or 0 for number in numbers], np.int64)[codes], words[codes]
+
+
+def _number(text: str) -> int | None:
+    if INTEGER.fullmatch(text):
+        number = int(text)
+        return number if INT64.min <= number <= INT64.max else None
+    if not FLOAT.fullmatch(text):
         return None
-    return numbers.astype(np.int64)
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < EXACT_INTEGERS else None
 
 
 def _unmatched(
@@ -242,26 +286,28 @@ def _unmatched(
 
 
 def look_like_probabilities(scores: NDArray[Any]) -> bool:
-    """Tell whether all rows are non-negative and sum to 1, rows with NaN left aside.
+    """Tell whether all rows lie in [0, 1] and sum to 1 but for rounding, rows with NaN left aside.
 
-    Reading ends at the first row that does not, which with logits is the first of all.
+    Reading ends at the first block of rows with one that does not, which with logits is the first of all.
 
     Examples
     --------
     >>> import numpy as np
     >>> from softmaxloss.data.scores import look_like_probabilities
-    >>> look_like_probabilities(np.array([[0.25, 0.75], [1.0, 0.0]]))
+    >>> look_like_probabilities(np.array([[0.25, 0.75], [0.33, 0.66]]))
     True
     >>> look_like_probabilities(np.array([[0.25, 0.75], [1.0, 2.0]]))
     False
     """
+    tolerance = min(max(ROUNDING * scores.shape[1], LEAST_TOLERANCE), MOST_TOLERANCE)
     rows = max(1, BLOCK_BYTES // (scores.shape[1] * scores.itemsize))
     some = False
     for start in range(0, len(scores), rows):
         block = scores[start : start + rows]
-        sums = block.sum(axis=1, dtype=np.float64)
-        numbers = ~np.isnan(sums)
-        distribution = (np.abs(sums - 1) <= SUM_TOLERANCE) & (block.min(axis=1) >= 0)
+        with np.errstate(invalid="ignore", over="ignore"):  # inf - inf, and logits of 1e308
+            sums = block.sum(axis=1, dtype=np.float64)
+        numbers = ~np.isnan(block).any(axis=1)
+        distribution = (np.abs(sums - 1) <= tolerance) & (block.min(axis=1) >= 0)
         if not distribution[numbers].all():
             return False
         some = some or bool(numbers.any())
@@ -269,17 +315,25 @@ def look_like_probabilities(scores: NDArray[Any]) -> bool:
 
 
 def check_predictions(path: Path, classes: Sequence[str]) -> None:
-    """Check that predictions of these classes can be written to a file of this name.
+    """Check that predictions of these classes can be written to a file of this name, and read again.
 
     Raises
     ------
     DataError
-        Its suffix is not known, or a column of the table would have the name of another.
+        Its suffix is not known, or a column of the table would have no name or that of another, in which blanks
+        around a name do not count.
     """
-    if known_suffix(path, PREDICTION_SUFFIXES) in TABLE_SUFFIXES and PREDICTION in classes:
-        raise DataError(
-            f"{path}: a class has the name of the column {PREDICTION!r}; write to a .npz or .npy file instead"
-        )
+    if known_suffix(path, PREDICTION_SUFFIXES) not in TABLE_SUFFIXES:
+        return
+    advice = "write to a .npz or .npy file instead"
+    names = Counter(name.strip() for name in classes)
+    if PREDICTION in names:
+        raise DataError(f"{path}: a class has the name of the column {PREDICTION!r}; {advice}")
+    if "" in names:
+        raise DataError(f"{path}: a class has an empty name, which no column of a table can have; {advice}")
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: names of classes differ in blanks only ({listed(twice)}); {advice}")
 
 
 def write_predictions(

@@ -17,6 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from softmaxloss.data.columns import (
+    MISSING_WORDS,
     Column,
     ColumnError,
     ColumnKind,
@@ -83,8 +84,15 @@ class Table:
         records = _records(self.path, self.delimiter)
         return f"line {next(itertools.islice(records, row + 1, None))[0]}"
 
-    def column(self, name: str, kind: ColumnKind | None = None) -> Column:
+    def missing_word(self, name: str, row: int) -> str:
+        """Give the word, such as "NA", for which a CSV file's field counts as missing; "" if there is none."""
+        field = "" if self.delimiter is None else str(self.data[name][row]).strip()
+        return field if field in MISSING_WORDS else ""
+
+    def column(self, name: str, kind: ColumnKind | None = None, *, label: bool = False) -> Column:
         """Convert a column, to "numbers" or "text" if asked to, or else to what its values are.
+
+        Of a ``label`` asked for as text only an empty field of a CSV file is missing: "None" may be a class.
 
         Raises
         ------
@@ -95,10 +103,12 @@ class Table:
         try:
             if self.delimiter is None:
                 return convert_typed(values, kind)
-            return convert_text(without_missing(values), kind, decimal_comma=self.delimiter == ";")
+            fields = without_missing(values, words=not (label and kind == "text"))
+            return convert_text(fields, kind, decimal_comma=self.delimiter == ";")
         except ColumnError as error:
             place = "" if error.row is None else self.where(error.row)
-            advice = f" with {error.advice} {shlex.quote(name)}" if error.advice and kind is None else ""
+            advice = "" if kind else error.target_advice if label else error.advice
+            advice = advice and f"{advice} {shlex.quote(name)}"
             raise DataError(f"{self.path}: column {name!r} {error.before}{place}{error.after}{advice}") from None
 
 
