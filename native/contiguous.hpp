@@ -133,6 +133,16 @@ ALWAYS_INLINE void add_group(Block<T>& block, const RowInput<T>& in, const Refer
   }
 }
 
+// Asks for the group of logits so many bytes on, the next row's too: the hardware's own prefetch stops at each page,
+// and the stores of a gradient then wait (measured: 20 to 30% of the time of loss and gradient out of cache).
+constexpr int kPrefetchBytes = 4096;
+
+template <class T>
+ALWAYS_INLINE void prefetch_group(const T* logits) {
+  const char* ahead = reinterpret_cast<const char*>(logits) + kPrefetchBytes;
+  for (int byte = 0; byte < kVectorsPerGroup * kVectorBytes; byte += 64) __builtin_prefetch(ahead + byte);
+}
+
 // A group that is short, or holds the pivot: a copy with -inf for what must not count.
 template <class T>
 struct PatchedGroup {
@@ -241,6 +251,14 @@ struct NoWriter {
   void finish() {}
 };
 
+// A copy of a writer, given back at the end: a local that no store can alias, so that it stays in registers.
+template <class W>
+struct Borrowed {
+  W& lender;
+  W own = lender;
+  ~Borrowed() { lender = own; }
+};
+
 template <class T>
 inline T row_maximum(const T* z, Index classes) {
   T result = -std::numeric_limits<T>::infinity();
@@ -265,7 +283,9 @@ struct LabelSum {
 // Sums a row relative to out.reference and out.origin. False if a class exceeds the reference by more than the slack.
 template <class T, Dense kDense, bool kStore, class W>
 bool sum_terms(RowSum<T>& out, LabelSum& labels, const RowInput<T>& in, Index classes, Index pivot, T* scratch,
-               W& writer) {
+               W& lent_writer) {
+  Borrowed<W> borrowed{lent_writer};
+  W& writer = borrowed.own;
   const ReferenceVectors<T> reference(out.reference);
   const Vec<T> origin = splat(out.origin);
   WideSum<T> sum, target_dot, target_sum, label_sum;
@@ -278,6 +298,7 @@ bool sum_terms(RowSum<T>& out, LabelSum& labels, const RowInput<T>& in, Index cl
     Index j = begin;
     const auto whole_groups = [&](Index until) {
       for (; j + kGroup<T> <= until; j += kGroup<T>) {
+        prefetch_group(in.logits + j);
         add_group<T, kDense, kStore>(block, in.at(j), reference, origin, scratch + j);
         writer.step();
       }
