@@ -1,5 +1,6 @@
 """Minimise a smooth convex function of a vector, given its value and gradient: the optimiser of SoftmaxClassifier."""
 
+import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -312,10 +313,10 @@ class ProgressReport:
             return
         line = f"iteration {iteration.number}: loss {iteration.value:.8g}, max |gradient| {iteration.gradient_norm:.2e}"
         if sys.stderr.isatty():
-            print("\r" + line.ljust(len(self.pending)), end="", file=sys.stderr, flush=True)
+            _say("\r" + line.ljust(len(self.pending)), end="")
             self.pending = line
         elif iteration.number % 10 == 0:
-            print(line, file=sys.stderr, flush=True)
+            _say(line)
             self.pending = ""
         else:
             self.pending = line
@@ -323,7 +324,12 @@ class ProgressReport:
     def __exit__(self, *_: object) -> None:
         """Finish the line: of the last iteration, or after the last on a terminal."""
         if self.pending and not _stderr_is_closed():
-            print("" if sys.stderr.isatty() else self.pending, file=sys.stderr, flush=True)
+            _say("" if sys.stderr.isatty() else self.pending)
+
+
+def _say(line: str, end: str = "\n") -> None:
+    with contextlib.suppress(OSError):  # a full disk or a broken pipe is no reason to stop
+        print(line, end=end, file=sys.stderr, flush=True)
 
 
 def _stderr_is_closed() -> bool:
