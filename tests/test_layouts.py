@@ -122,11 +122,11 @@ def test_out_leaves_its_surroundings_alone():
     np.testing.assert_array_equal(wide, 9)
 
 
-@pytest.mark.parametrize("offset", range(17))
+@pytest.mark.parametrize("offset", [0, 1, 3, 8, 15, 16])
 @pytest.mark.parametrize("classes", [256, 300, 1031])
 def test_large_gradients_at_any_alignment(offset, classes, instruction_set):
     """Large enough to be written past the cache, from any place in a cache line."""
-    n = (9 << 20) // (4 * classes)
+    n = (33 << 20) // (4 * classes)
     memory = np.full(n * classes + 40, 3, np.float32)
     out = memory[offset : offset + n * classes].reshape(n, classes)
     logits = RNG.standard_normal((n, classes)).astype(np.float32)
