@@ -19,7 +19,7 @@ const std::vector<InstructionSet>& instruction_sets() {
     std::vector<InstructionSet> all;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
     all.push_back({"avx512", avx512, avx512::float_kernels(), avx512::double_kernels()});
     all.push_back({"avx2", avx2, avx2::float_kernels(), avx2::double_kernels()});

@@ -12,11 +12,17 @@ template <class T>
 BadDistribution run_loss(const LossProblem<T>& problem, Index rows);
 
 template <class T>
+BadDistribution run_hessian(const HessianProblem<T>& problem, Index rows);
+
+template <class T>
+void run_statistics(const StatisticsProblem<T>& problem, Index rows);
+
+template <class T>
 void run_softmax(const SoftmaxProblem<T>& problem, Index rows);
 
 // The first row that is not a distribution, without a loss: for a gradient that is to overwrite the logits.
 template <class T>
-BadDistribution check_distribution(const Rows<const T>& distribution, Index classes, Index rows, double tolerance);
+BadDistribution check_distribution(const ConstRows& distribution, Index classes, Index rows, double tolerance);
 
 // A sum of many doubles that keeps what each addition rounds away (Knuth's two-sum).
 class CompensatedSum {

@@ -1,4 +1,5 @@
-// The exponential of a vector, relative to a row's reference and scaled so that small terms of a sum stay alive.
+// The exponential of a vector, relative to a row's reference and scaled so that small terms of a sum stay alive; and
+// the logarithm that turns such a sum into a loss.
 //
 // scaled_exp(z, r) = 2^kExpBias * e^(z - r). The reference r lies near the row's maximum, which may exceed it by up to
 // kReferenceSlack; the bias keeps terms down to e^-132 (float) from underflowing, so that a sum of 10^5 of them is
@@ -9,7 +10,8 @@
 // from the low bits of z * log2(e) + 1.5 * 2^(mantissa bits) - R, which already hold the exponent's bias. Where |z| is
 // so large that n would not be exact, r is an origin that is subtracted first, and R is 0.
 // Polynomials: minimax (float, relative error 0.06 * 2^-24 with degree 6) and Chebyshev interpolation (double,
-// 0.15 * 2^-53 with degree 11), computed for this file.
+// 0.15 * 2^-53 with degree 11), computed for this file. Those of the logarithm are minimax too (0.02 of a unit in the
+// last place).
 #pragma once
 
 #include <cmath>
@@ -35,6 +37,7 @@ struct ExpTraits<float> {
   static constexpr float kLn2Low = kHasFma ? -0x1.05c61p-29f : 0x1.0bfbe8p-15f;
   static constexpr float kPolynomial[] = {0x1.6a2434p-10f, 0x1.1239e2p-7f, 0x1.5558f2p-5f,
                                           0x1.555492p-3f,  0x1.fffffcp-2f, 1.0f};
+  static constexpr float kLogPolynomial[] = {0x1.31e34cp-2f, 0x1.995eb6p-2f, 0x1.55557ap-1f};
 };
 
 template <>
@@ -58,7 +61,14 @@ struct ExpTraits<double> {
                                            0x1.5555555555556p-3,
                                            0x1.0000000000001p-1,
                                            1.0};
+  static constexpr double kLogPolynomial[] = {0x1.2f06355979b5fp-3, 0x1.39a1a6e05cda7p-3, 0x1.74663fa321262p-3,
+                                              0x1.c71c5206028d7p-3, 0x1.24924941f5034p-2, 0x1.999999997fd76p-2,
+                                              0x1.5555555555592p-1};
 };
+
+// More digits than T has, where there is such a type.
+template <class T>
+using Longer = std::conditional_t<sizeof(T) == 8, long double, double>;
 
 constexpr double kLn2 = 0x1.62e42fefa39efp-1;
 
@@ -92,22 +102,68 @@ struct Reference {
     using E = ExpTraits<double>;
     return ((z - origin) - exponent * E::kLn2High) - exponent * E::kLn2Low;
   }
+  double below(long double z) const {
+    return static_cast<double>((z - origin) - exponent * 0x1.62e42fefa39ef35793c7673007e6p-1L);
+  }
 };
 
-// A reference as scaled_exp takes it.
+// A reference as scaled_exp takes it: one for all lanes, or each lane's own.
 template <class T>
 struct ReferenceVectors {
   explicit ReferenceVectors(const Reference<T>& reference)
       : origin(splat(reference.origin)),
         magic(splat(E::kMagic + static_cast<T>(kBias - reference.exponent))),
-        lowest(splat(static_cast<T>((reference.exponent - kBias) * kLn2))) {}
+        lowest(splat(static_cast<T>((reference.exponent - kBias) * kLn2))),
+        has_origin(reference.origin != T{0}) {}
+
+  // What Reference::near makes of each lane. A lane of NaN makes what is computed with it NaN.
+  static ALWAYS_INLINE ReferenceVectors per_lane(Vec<T> maximum) {
+    constexpr T kLargest = static_cast<T>(E::kLargestExponent * kLn2);
+    constexpr T kLowest = std::numeric_limits<T>::lowest();
+    const auto is_near = (maximum <= kLargest) & (maximum >= -kLargest);
+    const Vec<T> near = is_near ? maximum : Vec<T>{};
+    const Vec<T> exponent = fused_multiply_add(near, splat(static_cast<T>(1.0 / kLn2)), splat(E::kMagic)) - E::kMagic;
+    const Vec<T> finite = maximum < kLowest ? splat(kLowest) : maximum;
+    bool all_near = true;
+    for (int i = 0; i < kLanes<T>; ++i) all_near &= is_near[i] != 0;
+    return {is_near ? Vec<T>{} : finite, (E::kMagic + static_cast<T>(kBias)) - exponent,
+            (exponent - static_cast<T>(kBias)) * static_cast<T>(kLn2), !all_near};
+  }
+
+  // R, a whole number.
+  ALWAYS_INLINE Vec<T> exponent() const { return (E::kMagic + static_cast<T>(kBias)) - magic; }
+
+  // z - r, as exact as T allows where z is near r: the product with the high part of ln 2 is exact.
+  ALWAYS_INLINE Vec<T> below(Vec<T> z) const {
+    const Vec<T> n = exponent();
+    return fused_multiply_add(n, splat<T>(-E::kLn2Low), fused_multiply_add(n, splat<T>(-E::kLn2High), z - origin));
+  }
 
   using E = ExpTraits<T>;
   static constexpr int kBias = E::kExponentBias + E::kExpBias;
   Vec<T> origin;
   Vec<T> magic;
-  Vec<T> lowest;  // from here down 2^n has exponent 0, that is 0.0: the result is an exact zero, for -inf too
+  Vec<T> lowest;    // from here down 2^n has exponent 0, that is 0.0: the result is an exact zero, for -inf too
+  bool has_origin;  // one that is not 0, in any lane
+
+ private:
+  ReferenceVectors(Vec<T> origin_, Vec<T> magic_, Vec<T> lowest_, bool has_origin_)
+      : origin(origin_), magic(magic_), lowest(lowest_), has_origin(has_origin_) {}
 };
+
+// 2^n e^f, where `shifted` holds n in its low bits.
+template <class T>
+ALWAYS_INLINE Vec<T> exp_of_reduced(Vec<T> f, Vec<T> shifted) {
+  using E = ExpTraits<T>;
+  Vec<T> p = splat<T>(E::kPolynomial[0]);
+#pragma GCC unroll 16
+  for (unsigned i = 1; i < sizeof E::kPolynomial / sizeof(T); ++i)
+    p = fused_multiply_add(p, f, splat<T>(E::kPolynomial[i]));
+
+  using Bits = Vec<typename E::Bits>;
+  const Vec<T> power = (Vec<T>)((Bits)shifted << E::kMantissaBits);
+  return fused_multiply_add(p, f * power, power);
+}
 
 template <class T>
 ALWAYS_INLINE Vec<T> scaled_exp(Vec<T> z, const ReferenceVectors<T>& reference) {
@@ -119,15 +175,65 @@ ALWAYS_INLINE Vec<T> scaled_exp(Vec<T> z, const ReferenceVectors<T>& reference) 
   const Vec<T> n = shifted - reference.magic;
   Vec<T> f = fused_multiply_add(n, splat<T>(-E::kLn2High), t);
   f = fused_multiply_add(n, splat<T>(-E::kLn2Low), f);
+  return exp_of_reduced<T>(f, shifted);
+}
 
-  Vec<T> p = splat<T>(E::kPolynomial[0]);
-#pragma GCC unroll 16
-  for (unsigned i = 1; i < sizeof E::kPolynomial / sizeof(T); ++i)
-    p = fused_multiply_add(p, f, splat<T>(E::kPolynomial[i]));
+// The same of high + low, a sum that T cannot hold: low is no more than a few units in high's last place, and 0 where
+// |high| is beyond kLargestWithLow, -inf included.
+template <class T>
+constexpr T kLargestWithLow = sizeof(T) == 8 ? T(0x1p53) : T(0x1p24);
 
+template <class T>
+ALWAYS_INLINE Vec<T> scaled_exp(Vec<T> high, Vec<T> low, const ReferenceVectors<T>& reference) {
+  using E = ExpTraits<T>;
+  constexpr T kLog2e = static_cast<T>(0x1.71547652b82fep+0);
+
+  Vec<T> t = high - reference.origin;
+  if (reference.has_origin) {
+    // low may be too large for the polynomial, but the difference is exact, where the result is not 0.
+    const auto far = reference.origin != T{0};
+    t = far ? t + low : t;
+    low = far ? Vec<T>{} : low;
+  }
+  t = keep_nan_max(reference.lowest, t);
+  const Vec<T> shifted = fused_multiply_add(t, splat<T>(kLog2e), reference.magic);
+  const Vec<T> n = shifted - reference.magic;
+  const Vec<T> rest = fused_multiply_add(n, splat<T>(-E::kLn2Low), low);
+  return exp_of_reduced<T>(fused_multiply_add(n, splat<T>(-E::kLn2High), t) + rest, shifted);
+}
+
+// log(1 + x) for x >= 0, to about a unit in the last place, however small or large x is; NaN stays NaN.
+// Method (FreeBSD's log1p): 1 + x = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)]; s = f / (2 + f);
+// log(1 + f) = f - (f^2/2 - s (f^2/2 + R(s^2))). What the rounding of 1 + x lost comes back as lost / (1 + x).
+template <class T>
+ALWAYS_INLINE Vec<T> log1p(Vec<T> x) {
+  using E = ExpTraits<T>;
   using Bits = Vec<typename E::Bits>;
-  const Vec<T> power = (Vec<T>)((Bits)shifted << E::kMantissaBits);
-  return fused_multiply_add(p, f * power, power);
+  constexpr typename E::Bits kOne = typename E::Bits{E::kExponentBias} << E::kMantissaBits;
+  constexpr T kSqrtHalf = static_cast<T>(0x1.6a09e667f3bcdp-1);
+  constexpr typename E::Bits kFraction = (typename E::Bits{1} << E::kMantissaBits) - 1;
+  constexpr T kIntegers = static_cast<T>(typename E::Bits{1} << E::kMantissaBits);  // its low bits are an integer
+
+  const Vec<T> u = x + T{1};
+  const Vec<T> lost = x < T{1} ? x - (u - T{1}) : T{1} - (u - x);
+  const Bits shifted = (Bits)u + (kOne - (Bits)splat(kSqrtHalf));
+  const Vec<T> k = (Vec<T>)((shifted >> E::kMantissaBits) | (Bits)splat(kIntegers)) - (kIntegers + E::kExponentBias);
+  const Vec<T> reduced = (Vec<T>)((shifted & kFraction) + (Bits)splat(kSqrtHalf)) - T{1};
+  const auto is_small = k == T{0};
+  const Vec<T> f = is_small ? x : reduced;
+  const Vec<T> correction = is_small ? Vec<T>{} : lost / u;
+
+  const Vec<T> s = f / (f + T{2});
+  const Vec<T> z = s * s;
+  Vec<T> r = splat<T>(E::kLogPolynomial[0]);
+#pragma GCC unroll 8
+  for (unsigned i = 1; i < sizeof E::kLogPolynomial / sizeof(T); ++i)
+    r = fused_multiply_add(r, z, splat<T>(E::kLogPolynomial[i]));
+  const Vec<T> half_square = T{0.5} * f * f;
+  const Vec<T> rest =
+      fused_multiply_add(s, half_square + r * z, fused_multiply_add(k, splat<T>(E::kLn2Low), correction));
+  const Vec<T> result = fused_multiply_add(k, splat<T>(E::kLn2High), f - (half_square - rest));
+  return x <= std::numeric_limits<T>::max() ? result : x;
 }
 
 }  // namespace softmaxloss::SOFTMAXLOSS_ISA

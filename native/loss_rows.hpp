@@ -16,19 +16,25 @@ bool fits(double scalar, double scale) {
   return !too_small && !(magnitude > std::numeric_limits<T>::max() * scale);  // NaN fits
 }
 
-template <class T, Dense kDense, bool kGradient, bool kStream>
+enum class Gradient { kNone, kCached, kStreamed };
+
+template <class Source, Dense kDense, Gradient kGradient>
 class LossRows {
  public:
+  using T = typename Source::T;
+
   LossRows(const LossProblem<T>& problem, T* scratch)
       : problem_(problem),
         targets_(problem.targets),
         classes_(problem.classes),
+        slopes_(scratch + 2 * scratch_row_length(problem.classes)),
+        source_(problem.transform, problem.logits.storage, kGradient == Gradient::kNone ? nullptr : slopes_, nullptr),
         scratch_(scratch),
         spare_(scratch + scratch_row_length(problem.classes)) {}
 
   BadDistribution run(Index begin, Index end) {
-    RowCursor<const T> logits(problem_.logits, begin), distribution(targets_.distribution, begin);
-    RowCursor<T> gradient(problem_.gradient, begin);
+    RowCursor logits(problem_.logits, begin), distribution(targets_.distribution, begin);
+    RowCursor gradient(problem_.gradient, begin);
     BadDistribution bad;
     for (Index row = begin; row < end && bad.row < 0; ++row) {
       const Index label = per_row(kDense) ? -1 : targets_.labels[row];
@@ -38,9 +44,9 @@ class LossRows {
         // Labels were checked before: another thread has written over them since.
         fill(row, gradient.get(), std::numeric_limits<T>::quiet_NaN());
       } else {
-        const T* dense = kDense == Dense::kShared ? targets_.dense : distribution.get();
-        bad = one_row(row, label, {logits.get(), dense, targets_.distribution_scale, targets_.distribution_shift},
-                      gradient.get());
+        source_.open(logits.get(), classes_);
+        const T* dense = kDense == Dense::kShared ? targets_.dense : reinterpret_cast<const T*>(distribution.get());
+        bad = one_row(row, label, {dense, targets_.distribution_scale, targets_.distribution_shift}, gradient.get());
       }
       logits.advance();
       distribution.advance();
@@ -52,80 +58,97 @@ class LossRows {
   }
 
  private:
-  using RowWriter = std::conditional_t<kGradient, Writer<T, kDense, kStream>, NoWriter>;
+  static constexpr bool kWrites = kGradient != Gradient::kNone;
+  static constexpr bool kStream = kGradient == Gradient::kStreamed;
+  using RowWriter = typename WriterOf<Source, kDense, kWrites, kStream>::type;
 
   // A row without an answer of its own: loss and gradient are `value`.
-  void fill(Index row, T* gradient, T value) {
+  void fill(Index row, char* gradient, T value) {
     problem_.loss[row] = value;
-    if constexpr (kGradient)
-      for (Index j = 0; j < classes_; ++j) gradient[j] = value;
+    if constexpr (kWrites)
+      for (Index j = 0; j < classes_; ++j)
+        write_run(problem_.gradient.storage, gradient + j * size_of(problem_.gradient.storage), 1, &value);
   }
 
-  BadDistribution one_row(Index row, Index label, const RowInput<T>& in, T* gradient) {
+  BadDistribution one_row(Index row, Index label, const DenseTargets<T>& given, char* gradient) {
     const double spike = per_row(kDense) ? 0.0 : targets_.spike ? targets_.spike[label] : 1.0;
     const double weight = problem_.weights ? problem_.weights[row] : 1.0;
+    ShortTargets<T> copies;
+    const DenseTargets<T> targets = classes_ < kGroup<T> ? copies.of(given, classes_) : given;
 
     LabelSum labels;
-    RowSum<T> sum = sum_row<T, kDense, kGradient>(labels, in, classes_, label, scratch_, writer_);
+    Pivot<T> pivot;
+    if constexpr (!per_row(kDense)) pivot = Pivot<T>{label, source_.value(label), 0.0};
+    RowSum<T> sum = sum_row<kDense, kWrites>(labels, source_, targets, classes_, pivot, scratch_, writer_);
     writer_.finish();
     if (per_row(kDense) && !is_distribution(labels.sum, labels.least, targets_.tolerance))
       return {row, labels.sum, labels.least};
 
-    Pivot pivot;
-    if constexpr (!per_row(kDense)) pivot = label_as_pivot(sum, in, label);
+    if constexpr (kDense == Dense::kShared) {
+      pivot.dense = targets.dense[label];
+      sum.target_sum = targets_.dense_sum;
+      sum.target_dot += weighted(pivot.dense, static_cast<double>(pivot.logit - sum.origin));
+    }
     RowTerms terms = row_terms(sum, pivot);
     const double scratch_total = terms.total;  // relative to the reference that the scratch was filled with
     if constexpr (per_row(kDense)) {
       if (has_dominant_class(sum, terms, pivot)) {
-        pivot = largest_as_pivot<T, kDense>(sum, in, classes_);
+        pivot = largest_as_pivot<kDense>(sum, source_, targets, classes_);
         terms = row_terms(sum, pivot);
       }
     }
-    problem_.loss[row] = weighted(weight, loss_of(in, sum, terms, pivot, spike));
-    if constexpr (kGradient) {
-      const double b = problem_.gradient_scale * weight;
-      const double a_over_total = b * (spike + sum.target_sum) / scratch_total;
-      const T at_pivot = static_cast<T>(pivot_gradient(terms, spike, sum.target_sum, pivot.dense, b));
-      if (fits<T>(a_over_total, kExpScale<T>) && fits<T>(b, 1.0)) {
-        writer_ =
-            RowWriter(gradient, classes_, scratch_, in, static_cast<T>(a_over_total / kExpScale<T>), static_cast<T>(b));
-        if (pivot.index >= 0) writer_.replace(pivot.index, at_pivot);
-        std::swap(scratch_, spare_);
-      } else {
-        write_in_double(in, gradient, a_over_total, b);
-        if (pivot.index >= 0) gradient[pivot.index] = at_pivot;
-      }
+    const double lse = terms.lse + sum.origin + source_.offset();
+    const double cross_entropy = cross_entropy_of(targets, sum, terms, pivot, spike);
+    const RowScalars scalars = row_scalars(problem_.formula, terms, cross_entropy, spike, lse);
+    problem_.loss[row] = weighted(weight, scalars.value);
+    if constexpr (kWrites) {
+      const double scale = problem_.gradient_scale * weight / problem_.transform.temperature;
+      const double b = scale * scalars.b, c = scale * scalars.c;
+      const double a_over_total = (b * (spike + sum.target_sum) + c) / scratch_total;
+      double at_pivot = 0.0;
+      if (pivot.index >= 0)
+        at_pivot = source_.slope(pivot.index) *
+                   (pivot_gradient(terms, spike, sum.target_sum, pivot.dense, b) + c * terms.share);
+      write({gradient, classes_, scratch_, given, T{0}, T{0}, pivot.index, static_cast<T>(at_pivot)}, a_over_total, b);
     }
     return {};
   }
 
-  void write_in_double(const RowInput<T>& in, T* gradient, double a_over_total, double b) const {
+  void write(RowGradient<T> row, double a_over_total, double b) {
+    row.a = static_cast<T>(a_over_total / kExpScale<T>);
+    row.b = static_cast<T>(b);
+    if (!fits<T>(a_over_total, kExpScale<T>) || !fits<T>(b, 1.0)) {
+      write_in_double(row, a_over_total, b);
+    } else if constexpr (Source::kPrepared) {
+      write_prepared<kDense>(row, problem_.gradient.storage, slopes_);
+    } else {
+      writer_ = RowWriter(row);
+      std::swap(scratch_, spare_);
+    }
+  }
+
+  void write_in_double(const RowGradient<T>& row, double a_over_total, double b) const {
+    const Storage storage = problem_.gradient.storage;
     for (Index j = 0; j < classes_; ++j) {
       double value = scratch_[j] / kExpScale<T> * a_over_total;
-      if constexpr (kDense != Dense::kNone) value -= b * static_cast<double>(dense_target_scalar<T, kDense>(in, j));
-      gradient[j] = static_cast<T>(value);
+      if constexpr (kDense != Dense::kNone)
+        value -= b * static_cast<double>(dense_target_scalar<T, kDense>(row.targets, j));
+      if constexpr (Source::kPrepared) value *= slopes_[j];
+      const T rounded = j == row.replaced ? row.replacement : static_cast<T>(value);
+      write_run(storage, row.out + j * size_of(storage), 1, &rounded);
     }
   }
 
-  Pivot label_as_pivot(RowSum<T>& sum, const RowInput<T>& in, Index label) const {
-    Pivot pivot{label, static_cast<double>(in.logits[label]), 0.0};
-    if constexpr (kDense == Dense::kShared) {
-      pivot.dense = in.dense[label];
-      sum.target_sum = targets_.dense_sum;
-      sum.target_dot += weighted(pivot.dense, pivot.logit - sum.origin);
-    }
-    return pivot;
-  }
-
-  double loss_of(const RowInput<T>& in, const RowSum<T>& sum, const RowTerms& terms, const Pivot& pivot,
-                 double spike) const {
+  double cross_entropy_of(const DenseTargets<T>& targets, const RowSum<T>& sum, const RowTerms& terms,
+                          const Pivot<T>& pivot, double spike) {
     if constexpr (kDense == Dense::kNone) return weighted(spike, terms.minus_log_p);
     if (kDense == Dense::kShared && has_dominant_class(sum, terms, pivot)) {
       // The dense targets' part would cancel relative to the label.
       RowSum<T> anew = sum;
-      const Pivot top = largest_as_pivot<T, kDense>(anew, in, classes_);
+      const Pivot<T> top = largest_as_pivot<kDense>(anew, source_, targets, classes_);
       const RowTerms of_top = row_terms(anew, top);
-      return weighted(spike, of_top.minus_log_p + (top.logit - pivot.logit)) + dense_loss(of_top, anew);
+      return weighted(spike, of_top.minus_log_p + static_cast<double>(top.logit - pivot.logit)) +
+             dense_loss(of_top, anew);
     }
     return weighted(spike, terms.minus_log_p) + dense_loss(terms, sum);
   }
@@ -133,25 +156,44 @@ class LossRows {
   const LossProblem<T>& problem_;
   const Targets<T>& targets_;
   Index classes_;
+  T* slopes_;
+  Source source_;
   T* scratch_;
   T* spare_;
   RowWriter writer_;
 };
 
-template <class T, Dense kDense>
-BadDistribution loss_with_targets(const LossProblem<T>& problem, Index begin, Index end, T* scratch) {
-  if (!problem.gradient) return LossRows<T, kDense, false, false>(problem, scratch).run(begin, end);
-  if (problem.stream) return LossRows<T, kDense, true, true>(problem, scratch).run(begin, end);
-  return LossRows<T, kDense, true, false>(problem, scratch).run(begin, end);
+template <class Source, Dense kDense, class T>
+BadDistribution loss_of_targets(const LossProblem<T>& problem, Index begin, Index end, T* scratch) {
+  if (!problem.gradient) return LossRows<Source, kDense, Gradient::kNone>(problem, scratch).run(begin, end);
+  if constexpr (std::is_same_v<Source, PlainSource<T>>)
+    if (problem.stream) return LossRows<Source, kDense, Gradient::kStreamed>(problem, scratch).run(begin, end);
+  return LossRows<Source, kDense, Gradient::kCached>(problem, scratch).run(begin, end);
 }
 
-template <class T>
-BadDistribution loss(const LossProblem<T>& problem, Index begin, Index end, T* scratch) {
+template <class Source, class T>
+BadDistribution loss_of_source(const LossProblem<T>& problem, Index begin, Index end, T* scratch) {
   const Targets<T>& targets = problem.targets;
-  if (targets.distribution_scale) return loss_with_targets<T, Dense::kAffineRow>(problem, begin, end, scratch);
-  if (targets.distribution) return loss_with_targets<T, Dense::kRow>(problem, begin, end, scratch);
-  if (targets.dense) return loss_with_targets<T, Dense::kShared>(problem, begin, end, scratch);
-  return loss_with_targets<T, Dense::kNone>(problem, begin, end, scratch);
+  if (targets.distribution_scale) return loss_of_targets<Source, Dense::kAffineRow>(problem, begin, end, scratch);
+  if (targets.distribution) return loss_of_targets<Source, Dense::kRow>(problem, begin, end, scratch);
+  if (targets.dense) return loss_of_targets<Source, Dense::kShared>(problem, begin, end, scratch);
+  return loss_of_targets<Source, Dense::kNone>(problem, begin, end, scratch);
+}
+
+// Rows whose classes lie side by side.
+template <class T>
+BadDistribution contiguous_loss(const LossProblem<T>& problem, Index begin, Index end, T* scratch) {
+  const bool sparse_targets = !problem.targets.dense && !problem.targets.distribution;
+  if (problem.transform.is_identity()) {
+    if (problem.logits.storage == kStorageOf<T>) return loss_of_source<PlainSource<T>>(problem, begin, end, scratch);
+    if constexpr (sizeof(T) == 4) {
+      if (sparse_targets && problem.logits.storage == Storage::kFloat16)
+        return loss_of_targets<DirectSource<T, Storage::kFloat16>, Dense::kNone>(problem, begin, end, scratch);
+      if (sparse_targets && problem.logits.storage == Storage::kBFloat16)
+        return loss_of_targets<DirectSource<T, Storage::kBFloat16>, Dense::kNone>(problem, begin, end, scratch);
+    }
+  }
+  return loss_of_source<PreparedSource<T>>(problem, begin, end, scratch);
 }
 
 }  // namespace softmaxloss::SOFTMAXLOSS_ISA

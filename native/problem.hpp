@@ -9,21 +9,47 @@ using Index = std::int64_t;
 
 constexpr int kMaxDimensions = 32;  // NumPy 1's limit; NumPy 2's 64 is refused at the door
 
-// Rows laid out in memory: any number of leading axes, and a class axis; strides count elements.
+// How an array holds its numbers. The kernels compute in double for kFloat64 and in float for the others.
+enum class Storage { kFloat32, kFloat64, kFloat16, kBFloat16 };
+
+constexpr Index size_of(Storage storage) {
+  return storage == Storage::kFloat64 ? 8 : storage == Storage::kFloat32 ? 4 : 2;
+}
+
+// The storage of what is computed in T.
 template <class T>
-struct Rows {
-  T* data = nullptr;
+constexpr Storage kStorageOf = sizeof(T) == 8 ? Storage::kFloat64 : Storage::kFloat32;
+
+// Rows laid out in memory: any number of leading axes, and a class axis; strides count bytes.
+template <class Byte>
+struct RowsOf {
+  Byte* data = nullptr;
+  Storage storage = Storage::kFloat32;
   int dimensions = 0;  // leading axes, the class axis not counted
   Index shape[kMaxDimensions] = {};
   Index strides[kMaxDimensions] = {};
-  Index class_stride = 1;
+  Index class_stride = 0;
 
   explicit operator bool() const { return data != nullptr; }
+};
+using Rows = RowsOf<char>;
+using ConstRows = RowsOf<const char>;
+
+// What is done with the logits first: v_j = softcap * tanh(z_j / temperature / softcap) + bias_j.
+template <class T>
+struct Transform {
+  double temperature = 1.0;
+  double softcap = 0.0;          // 0 means none
+  const double* bias = nullptr;  // (classes,), or null for none; the next two are null with it
+  const T* bias_high = nullptr;  // (classes,): the bias, rounded
+  const T* bias_low = nullptr;   // (classes,): what the rounding left out
+
+  bool is_identity() const { return temperature == 1.0 && softcap == 0.0 && !bias; }
 };
 
 // The labels of a loss. A row's target is t_j = spike * [j == label] + dense_j, where `dense` is nothing, one vector
 // shared by all rows (label smoothing), or the row's own distribution q_j, scaled and shifted by class if asked.
-// Then CE = sum_j t_j * -log p_j and dCE/dz_j = p_j * sum(t) - t_j.
+// Then CE = sum_j t_j * -log p_j and dCE/dv_j = p_j * sum(t) - t_j.
 template <class T>
 struct Targets {
   const Index* labels = nullptr;  // one a row; or null
@@ -31,10 +57,20 @@ struct Targets {
   const double* spike = nullptr;  // (classes,): class_weight * (1 - eps); null means 1
   const T* dense = nullptr;       // (classes,): class_weight * eps / C
   double dense_sum = 0.0;
-  Rows<const T> distribution;
+  ConstRows distribution;                 // held as T
   const T* distribution_scale = nullptr;  // (classes,): class_weight * (1 - eps); null, like the next, means q as it is
   const T* distribution_shift = nullptr;  // (classes,): class_weight * eps / C
   double tolerance = 1e-3;                // how far from 1 a distribution may sum
+};
+
+// What is made of a row's cross-entropy: with m = 1 - p_y,
+// row = m^focal_gamma * CE + spike * poly_epsilon * m^(focal_gamma + 1) + z_loss * lse^2.
+struct RowFormula {
+  double z_loss = 0.0;  // times what the reduction divides the cross-entropy by over what it divides this term by
+  double focal_gamma = 0.0;
+  double poly_epsilon = 0.0;
+
+  bool is_cross_entropy() const { return z_loss == 0.0 && focal_gamma == 0.0 && poly_epsilon == 0.0; }
 };
 
 // A row's label distribution that is not one: its row, what it sums to, and its least entry.
@@ -51,29 +87,51 @@ inline bool is_distribution(double sum, double least, double tolerance) {
 template <class T>
 struct LossProblem {
   Index classes = 0;
-  Rows<const T> logits;
+  ConstRows logits;
+  Transform<T> transform;
   Targets<T> targets;
+  RowFormula formula;
   const double* weights = nullptr;  // one a row; null means 1
   double gradient_scale = 1.0;      // the gradient of row i is multiplied by gradient_scale * weights[i]
-  double* loss = nullptr;           // out: weights[i] * CE_i
-  Rows<T> gradient;                 // out, may be the logits; or null
+  double* loss = nullptr;           // out: weights[i] * row_i
+  Rows gradient;                    // out, may be the logits, in the logits' storage; or null
   bool stream = false;              // write the gradient past the cache
+};
+
+// The Hessian of the rows' losses, in each row's logits, times a vector; written in place of a gradient.
+template <class T>
+struct HessianProblem {
+  LossProblem<T> loss;  // its `gradient` is where the product goes; no row's loss is written
+  ConstRows vector;     // held as T
+};
+
+// What is told of each row; null where it is not asked for.
+template <class T>
+struct StatisticsProblem {
+  Index classes = 0;
+  ConstRows logits;
+  Transform<T> transform;
+  const Index* labels = nullptr;  // one a row; or null
+  double* loss = nullptr;         // -log p of the label
+  double* logsumexp = nullptr;
+  Index* prediction = nullptr;  // the first of the largest v; the first NaN
+  Index* rank = nullptr;        // how many v are larger than the label's
 };
 
 template <class T>
 struct SoftmaxProblem {
   Index classes = 0;
-  Rows<const T> logits;
+  ConstRows logits;
   double temperature = 1.0;
   bool logarithm = false;
   double* logsumexp = nullptr;  // out; or null
-  Rows<T> output;               // out, may be the logits; or null
+  Rows output;                  // out, may be the logits; or null
   bool stream = false;
 };
 
 // Memory for one thread: `scratch` holds kScratchRows rows of scratch_row_length(classes) elements, aligned to 64
 // bytes.
-constexpr int kScratchRows = 3;
+constexpr int kScratchRows = 4;
 constexpr Index scratch_row_length(Index classes) {
   return (classes + 127) / 64 * 64;  // the loops write whole groups of up to 64 elements
 }
@@ -82,6 +140,8 @@ template <class T>
 struct Kernels {
   // Rows [begin, end). Returns the first bad distribution met, if any (the rows after it are left out).
   BadDistribution (*loss)(const LossProblem<T>&, Index begin, Index end, T* scratch);
+  BadDistribution (*hessian)(const HessianProblem<T>&, Index begin, Index end, T* scratch);
+  void (*statistics)(const StatisticsProblem<T>&, Index begin, Index end, T* scratch);
   void (*softmax)(const SoftmaxProblem<T>&, Index begin, Index end, T* scratch);
 };
 

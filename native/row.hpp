@@ -26,10 +26,11 @@ struct RowSum {
   T origin = T{0};          // close to r: a sum of t_j z_j would cancel where all logits are large
 };
 
+template <class T>
 struct Pivot {
   Index index = -1;
-  double logit = -std::numeric_limits<double>::infinity();  // without a pivot e_pivot is 0
-  double dense = 0.0;                                       // the pivot's dense target
+  Longer<T> logit = -std::numeric_limits<Longer<T>>::infinity();  // without a pivot e_pivot is 0
+  double dense = 0.0;                                             // the pivot's dense target
 };
 
 struct RowTerms {
@@ -43,8 +44,14 @@ struct RowTerms {
 // exp(-600) is far from double's limits, and log1p(rest / e_pivot) is by then log(rest) - gap to the last bit.
 constexpr double kLowestGap = -600.0;
 
+// log(1 + x), x >= 0, by a logarithm of the rounded sum and what the rounding left out: half the time of std::log1p.
+inline double log_one_plus(double x) {
+  const double sum = 1.0 + x;
+  return std::isinf(sum) ? sum : std::log(sum) + (x - (sum - 1.0)) / sum;
+}
+
 template <class T>
-RowTerms row_terms(const RowSum<T>& sum, const Pivot& pivot) {
+RowTerms row_terms(const RowSum<T>& sum, const Pivot<T>& pivot) {
   const double gap = sum.reference.below(pivot.logit);
   const bool ordinary = gap > kLowestGap;
   const double of_pivot = ordinary ? std::exp(gap) : 0.0;
@@ -53,15 +60,53 @@ RowTerms row_terms(const RowSum<T>& sum, const Pivot& pivot) {
   if (!(terms.total > 0.0)) terms.total = std::numeric_limits<double>::quiet_NaN();
   terms.share = of_pivot / terms.total;
   terms.rest_share = sum.rest / terms.total;
-  terms.minus_log_p = ordinary ? std::log1p(sum.rest / of_pivot) : std::log(sum.rest) - gap;
-  terms.lse =
-      ordinary ? terms.minus_log_p + (pivot.logit - sum.origin) : std::log(sum.rest) - sum.reference.below(sum.origin);
+  terms.minus_log_p = ordinary ? log_one_plus(sum.rest / of_pivot) : std::log(sum.rest) - gap;
+  terms.lse = ordinary ? terms.minus_log_p + static_cast<double>(pivot.logit - sum.origin)
+                       : std::log(sum.rest) - sum.reference.below(sum.origin);
   return terms;
 }
 
 // weight * value where a zero weight makes even an infinite value zero (but never a NaN).
 inline double weighted(double weight, double value) {
   return weight == 0.0 && std::isinf(value) ? 0.0 : weight * value;
+}
+
+// What a row's formula makes of its cross-entropy CE = sum_j t_j * -log p_j: the row's value, and its gradient
+// b (p_j sum(t) - t_j) + c p_j.
+struct RowScalars {
+  double value;
+  double b;
+  double c;
+};
+
+// `lse` is log sum_j exp(v_j) itself. Where the formula is focal or poly, the label is the pivot of `terms`, L its
+// -log p and m = 1 - p:
+//
+//     d/dL (m^g L + poly m^(g + 1)) = m^g (1 + p (g L / m + poly (g + 1)))
+inline RowScalars row_scalars(const RowFormula& formula, const RowTerms& terms, double cross_entropy, double spike,
+                              double lse) {
+  RowScalars row{cross_entropy, 1.0, 0.0};
+  if (formula.focal_gamma != 0.0 || formula.poly_epsilon != 0.0) {
+    const double m = terms.rest_share, gamma = formula.focal_gamma, poly = formula.poly_epsilon;
+    const double modulation = std::pow(m, gamma);
+    const double slope = m > 0.0 ? weighted(terms.share, terms.minus_log_p / m) : terms.share;  // p L / m, to its limit
+    row.value = modulation * (cross_entropy + spike * poly * m);
+    row.b = modulation * (1.0 + gamma * slope + poly * (gamma + 1.0) * terms.share);
+  }
+  row.value += formula.z_loss * lse * lse;
+  row.c = 2.0 * formula.z_loss * lse;
+  return row;
+}
+
+// How b changes with L: db/dL times m, which has a limit where m is 0.
+//
+//     d^2/dL^2 (m^g L + poly m^(g + 1)) = m^(g - 1) p (g (2 - L + (g - 1) p L / m) + poly (g + 1) (g p - m))
+inline double scalar_slope_times_rest(const RowFormula& formula, const RowTerms& terms) {
+  const double m = terms.rest_share, p = terms.share, gamma = formula.focal_gamma;
+  const double ratio = m > 0.0 ? weighted(p, terms.minus_log_p / m) : p;  // p L / m
+  const double focal = 2.0 * p - weighted(p, terms.minus_log_p) + (gamma - 1.0) * p * ratio;
+  const double poly = formula.poly_epsilon * (gamma + 1.0) * p * (gamma * p - m);
+  return std::pow(m, gamma) * (gamma * focal + poly);
 }
 
 // The part of the loss that the dense targets make: sum_j t_j * -log p_j.

@@ -5,10 +5,10 @@
 
 namespace softmaxloss::SOFTMAXLOSS_ISA {
 
-template <class T>
+template <class Byte>
 class RowCursor {
  public:
-  RowCursor(const Rows<T>& rows, Index row) : rows_(rows), pointer_(rows.data) {
+  RowCursor(const RowsOf<Byte>& rows, Index row) : rows_(rows), pointer_(rows.data) {
     if (!pointer_) return;
     for (int axis = rows.dimensions - 1; axis >= 0; --axis) {
       index_[axis] = row % rows.shape[axis];
@@ -17,7 +17,7 @@ class RowCursor {
     }
   }
 
-  T* get() const { return pointer_; }
+  Byte* get() const { return pointer_; }
 
   void advance() {
     if (!pointer_) return;
@@ -30,8 +30,8 @@ class RowCursor {
   }
 
  private:
-  const Rows<T>& rows_;
-  T* pointer_;
+  const RowsOf<Byte>& rows_;
+  Byte* pointer_;
   Index index_[kMaxDimensions];
 };
 

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -41,14 +43,6 @@ using Vec = typename VectorOf<T>::type;
 
 template <class T>
 constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
-
-// As many doubles as a vector of T has lanes.
-template <class T>
-struct WideOf {
-  typedef double type __attribute__((vector_size(kLanes<T> * sizeof(double))));
-};
-template <class T>
-using Wide = typename WideOf<T>::type;
 
 template <class T>
 ALWAYS_INLINE Vec<T> splat(T value) {
@@ -132,14 +126,93 @@ ALWAYS_INLINE void stream_fence() {
 #endif
 }
 
+// The lower or upper half of a vector of doubles' or floats' lanes, as a vector half as wide.
+template <class V>
+struct HalfOf {
+  typedef std::remove_reference_t<decltype(std::declval<V>()[0])> Lane;
+  typedef Lane type __attribute__((vector_size(sizeof(V) / 2)));
+};
+template <class V>
+using Half = typename HalfOf<V>::type;
+
+template <class V>
+ALWAYS_INLINE Half<V> lower(V v) {
+  Half<V> half;
+  std::memcpy(&half, &v, sizeof half);
+  return half;
+}
+template <class V>
+ALWAYS_INLINE Half<V> upper(V v) {
+  Half<V> half;
+  std::memcpy(&half, reinterpret_cast<const char*>(&v) + sizeof half, sizeof half);
+  return half;
+}
+
+// The first `count` lanes, fewer than all.
 template <class T>
-ALWAYS_INLINE T max_lane(Vec<T> v) {
+ALWAYS_INLINE void store_first(T* p, Vec<T> v, int count) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+  if constexpr (sizeof(T) == 8) _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << count) - 1), (__m512d)v);
+#else
   T lanes[kLanes<T>];
   store(lanes, v);
-  // Halves against each other: a chain over all lanes would cost its latency in each block.
-  for (int half = kLanes<T> / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] = lanes[i + half] > lanes[i] ? lanes[i + half] : lanes[i];
-  return lanes[0];
+  for (int i = 0; i < count; ++i) p[i] = lanes[i];
+#endif
+}
+
+// Halves against each other until one lane is left: a chain over all lanes would cost the latency of each.
+template <class V, class Combine>
+ALWAYS_INLINE auto reduce(V v, const Combine& combine) {
+  if constexpr (sizeof(V) == sizeof(v[0])) {
+    return v[0];
+  } else {
+    return reduce(combine(lower(v), upper(v)), combine);
+  }
+}
+
+// NaN lanes are left out, or give NaN.
+template <class T>
+ALWAYS_INLINE T max_lane(Vec<T> v) {
+  return reduce(v, [](auto a, auto b) { return a > b ? a : b; });
+}
+
+template <class V>
+ALWAYS_INLINE auto sum_of_lanes(V v) {
+  return reduce(v, [](auto a, auto b) { return a + b; });
+}
+
+// Tells whether a lane of v is above the limit; NaN is not.
+template <class T>
+ALWAYS_INLINE bool any_above(Vec<T> v, Vec<T> limit) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_cmp_ps_mask((__m512)v, (__m512)limit, _CMP_GT_OQ) != 0;
+  if constexpr (sizeof(T) == 8) return _mm512_cmp_pd_mask((__m512d)v, (__m512d)limit, _CMP_GT_OQ) != 0;
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return _mm256_movemask_ps(_mm256_cmp_ps((__m256)v, (__m256)limit, _CMP_GT_OQ)) != 0;
+  if constexpr (sizeof(T) == 8) return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)v, (__m256d)limit, _CMP_GT_OQ)) != 0;
+#else
+  for (int i = 0; i < kLanes<T>; ++i)
+    if (v[i] > limit[i]) return true;
+  return false;
+#endif
+}
+
+// As many integers as a vector of T has lanes, each as wide as a lane.
+template <class T>
+struct IntegersOf {
+  typedef std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t> Lane;
+  typedef Lane type __attribute__((vector_size(kVectorBytes)));
+};
+template <class T>
+using Integers = typename IntegersOf<T>::type;
+
+// 0, 1, 2, ...
+template <class T>
+ALWAYS_INLINE Integers<T> lane_numbers() {
+  Integers<T> lanes{};
+  for (int i = 0; i < kLanes<T>; ++i) lanes[i] = i;
+  return lanes;
 }
 
 }  // namespace softmaxloss::SOFTMAXLOSS_ISA

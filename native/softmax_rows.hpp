@@ -17,13 +17,14 @@ class SoftmaxRows {
         classes_(problem.classes),
         divided_(scratch),
         scratch_(divided_ + scratch_row_length(classes_)),
-        spare_(scratch_ + scratch_row_length(classes_)) {}
+        spare_(scratch_ + scratch_row_length(classes_)),
+        source_({}, problem.logits.storage, nullptr, nullptr) {}
 
   void run(Index begin, Index end) {
-    RowCursor<const T> logits(problem_.logits, begin);
-    RowCursor<T> output(problem_.output, begin);
+    RowCursor logits(problem_.logits, begin);
+    RowCursor output(problem_.output, begin);
     for (Index row = begin; row < end; ++row) {
-      one_row(row, divide_by_temperature(logits.get()), output.get());
+      one_row(row, divide_by_temperature(reinterpret_cast<const T*>(logits.get())), output.get());
       logits.advance();
       output.advance();
     }
@@ -33,33 +34,35 @@ class SoftmaxRows {
 
  private:
   static constexpr bool kTerms = kOutput == Output::kSoftmax;
-  using RowWriter = std::conditional_t<kTerms, Writer<T, Dense::kNone, kStream>, NoWriter>;
+  using Source = PlainSource<T>;
+  using RowWriter = typename WriterOf<Source, Dense::kNone, kTerms, kStream>::type;
 
   // z / temperature; where a temperature near 0 would overflow, (z - max z) / temperature, which is the same softmax.
   const T* divide_by_temperature(const T* logits) {
     if (problem_.temperature == 1.0) return logits;
     constexpr double kLarge = 1e5;
-    double maximum = row_maximum(logits, classes_);
+    double maximum = maximum_of(logits, classes_);
     if (std::abs(maximum) / problem_.temperature < kLarge) maximum = 0.0;
     for (Index j = 0; j < classes_; ++j)
       divided_[j] = static_cast<T>((static_cast<double>(logits[j]) - maximum) / problem_.temperature);
     return divided_;
   }
 
-  void one_row(Index row, const T* logits, T* output) {
+  void one_row(Index row, const T* logits, char* output) {
     LabelSum unused;
-    const RowInput<T> in{logits, nullptr, nullptr, nullptr};
-    RowSum<T> sum = sum_row<T, Dense::kNone, kTerms>(unused, in, classes_, -1, scratch_, writer_);
+    Pivot<T> pivot;
+    source_.open(reinterpret_cast<const char*>(logits), classes_);
+    RowSum<T> sum = sum_row<Dense::kNone, kTerms>(unused, source_, {}, classes_, pivot, scratch_, writer_);
     writer_.finish();
-    Pivot pivot;
     RowTerms terms = row_terms(sum, pivot);
     if constexpr (kTerms) {
-      writer_ = RowWriter(output, classes_, scratch_, in, static_cast<T>(1.0 / terms.total / kExpScale<T>), T{0});
+      const T scale = static_cast<T>(1.0 / terms.total / kExpScale<T>);
+      writer_ = RowWriter({output, classes_, scratch_, {}, scale, T{0}, -1, T{0}});
       std::swap(scratch_, spare_);
       return;
     }
     if (has_dominant_class(sum, terms, pivot)) {
-      pivot = largest_as_pivot<T, Dense::kNone>(sum, in, classes_);
+      pivot = largest_as_pivot<Dense::kNone>(sum, source_, DenseTargets<T>{}, classes_);
       terms = row_terms(sum, pivot);
     }
     if constexpr (kOutput == Output::kLogsumexp) {
@@ -68,7 +71,8 @@ class SoftmaxRows {
       // Relative to the maximum, so that both terms of a logarithm are negative and do not cancel.
       const double lse = terms.lse + (static_cast<double>(sum.origin) - sum.maximum);
       const T above_maximum = static_cast<T>(std::isnan(terms.total) ? terms.total : lse);
-      for (Index j = 0; j < classes_; ++j) output[j] = (logits[j] - sum.maximum) - above_maximum;
+      T* log_p = reinterpret_cast<T*>(output);
+      for (Index j = 0; j < classes_; ++j) log_p[j] = (logits[j] - sum.maximum) - above_maximum;
     }
   }
 
@@ -85,6 +89,7 @@ class SoftmaxRows {
   T* divided_;
   T* scratch_;
   T* spare_;
+  Source source_;
   RowWriter writer_;
 };
 

@@ -1,0 +1,86 @@
+// The loss of rows in any layout, a tile at a time: index labels, and no transform of the logits.
+#pragma once
+
+#include "narrow.hpp"
+#include "tile_loss.hpp"
+
+namespace softmaxloss::SOFTMAXLOSS_ISA {
+
+template <class Byte>
+bool classes_are_adjacent(const RowsOf<Byte>& rows, Index classes) {
+  return classes > 1 && rows.class_stride == size_of(rows.storage);
+}
+
+template <class T>
+void pack(Tile<T>& tile, const Runs<const char>& runs, Index row, Index count) {
+  const bool adjacent = classes_are_adjacent(runs.rows(), tile.classes);
+  runs.for_each(row, count, [&](const char* from, Index at, Index size) {
+    if (adjacent)
+      pack_one_by_one(tile, runs.rows(), from, runs.stride(), at, size);
+    else
+      pack_side_by_side(tile, runs.rows(), from, runs.stride(), at, size);
+  });
+}
+
+template <class T, TileKind kKind>
+void unpack(const Tile<T>& tile, const Runs<char>& runs, Index row, Index count, bool past_cache) {
+  const bool adjacent = classes_are_adjacent(runs.rows(), tile.classes);
+  runs.for_each(row, count, [&](char* to, Index at, Index size) {
+    if (adjacent)
+      unpack_one_by_one<T, kKind>(tile, runs.rows(), to, runs.stride(), at, size, past_cache);
+    else
+      unpack_side_by_side<T, kKind>(tile, runs.rows(), to, runs.stride(), at, size, past_cache);
+  });
+}
+
+// How many rows the first tile leaves out so that the tiles after it begin where a cache line does.
+template <class T>
+Index rows_before_line(const Runs<char>& gradient, Index row) {
+  if (!gradient.rows() || gradient.stride() != sizeof(T)) return 0;
+  return static_cast<Index>(reinterpret_cast<std::uintptr_t>(gradient.start_of(row)) % 64 / sizeof(T));
+}
+
+// (Tiles are computed one after another: packing the next one while one is computed, or while the one before is
+// unpacked, was measured and gains nothing; reads amid writes past the cache cost 30%.)
+template <class T, TileKind kKind, bool kGradient>
+void loss_by_tiles(const LossProblem<T>& problem, Index begin, Index end, T* scratch) {
+  Tile<T> tile(scratch, problem.classes);
+  TileLoss<T, kKind, kGradient> loss(problem, tile);
+  const Runs<const char> logits(problem.logits);
+  const Runs<char> gradient(problem.gradient);
+  Index most = tile.capacity - rows_before_line<T>(gradient, begin);
+  for (Index row = begin; row < end;) {
+    const Index count = std::min(most, end - row);
+    pack(tile, logits, row, count);
+    loss.run(row, count);
+    if constexpr (kGradient) unpack<T, kKind>(tile, gradient, row, count, problem.stream);
+    row += count;
+    most = tile.capacity;
+  }
+  if (problem.stream) stream_fence();
+}
+
+// Up to how many classes comparing each with the labels is quicker than taking the labels' logits out one by one
+// (measured with vectors of 32 and 64 bytes).
+constexpr Index kFewClasses = 16;
+
+template <class T, bool kGradient>
+void loss_of_kind(const LossProblem<T>& problem, Index begin, Index end, T* scratch) {
+  if (problem.targets.dense)
+    loss_by_tiles<T, TileKind::kSmoothed, kGradient>(problem, begin, end, scratch);
+  else if (problem.classes <= kFewClasses)
+    loss_by_tiles<T, TileKind::kFew, kGradient>(problem, begin, end, scratch);
+  else
+    loss_by_tiles<T, TileKind::kPlain, kGradient>(problem, begin, end, scratch);
+}
+
+template <class T>
+BadDistribution tiled_loss(const LossProblem<T>& problem, Index begin, Index end, T* scratch) {
+  if (problem.gradient)
+    loss_of_kind<T, true>(problem, begin, end, scratch);
+  else
+    loss_of_kind<T, false>(problem, begin, end, scratch);
+  return {};
+}
+
+}  // namespace softmaxloss::SOFTMAXLOSS_ISA
