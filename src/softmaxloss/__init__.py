@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 from softmaxloss.functional import cross_entropy, log_softmax, logsumexp, one_hot, softmax
 from softmaxloss.labels import LabelError
-from softmaxloss.loss import softmax_cross_entropy, softmax_cross_entropy_and_grad
+from softmaxloss.loss import (
+    RowStatistics,
+    hessian_vector_product,
+    row_statistics,
+    softmax_cross_entropy,
+    softmax_cross_entropy_and_grad,
+)
 from softmaxloss.runtime import get_num_threads, set_num_threads, show_config
 
 if TYPE_CHECKING:
@@ -17,14 +23,17 @@ __version__ = "0.1.0"
 __all__ = [
     "Evaluation",
     "LabelError",
+    "RowStatistics",
     "SoftmaxClassifier",
     "__version__",
     "cross_entropy",
     "evaluate",
     "get_num_threads",
+    "hessian_vector_product",
     "log_softmax",
     "logsumexp",
     "one_hot",
+    "row_statistics",
     "set_num_threads",
     "show_config",
     "softmax",

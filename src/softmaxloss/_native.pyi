@@ -1,4 +1,9 @@
-"""The compiled module: see native/module.cpp. It trusts its callers; the modules beside it check."""
+"""The compiled module: see native/module.cpp. It trusts its callers; the modules beside it check.
+
+Arrays of `storage` 0 are float32, 1 float64, 2 float16 and 3 bfloat16, the last two as the uint16 of the same bits: in
+native byte order, aligned, with any strides that are multiples of the item, and the class axis last. What goes with
+them is of the dtype computed in, float64 for float64 and else float32.
+"""
 
 from typing import Any
 
@@ -9,6 +14,7 @@ compiler: str
 
 def loss(
     logits: NDArray[Any],
+    storage: int,
     labels: NDArray[np.int64] | None,
     distribution: NDArray[Any] | None,
     row_loss: NDArray[np.float64],
@@ -22,14 +28,59 @@ def loss(
     scale: NDArray[Any] | None,
     shift: NDArray[Any] | None,
     tolerance: float,
+    temperature: float,
+    softcap: float,
+    bias: NDArray[np.float64] | None,
+    z_loss: float,
+    focal_gamma: float,
+    poly_epsilon: float,
 ) -> tuple[float, tuple[int, float, float] | None]: ...
+def hessian_vector_product(
+    logits: NDArray[Any],
+    storage: int,
+    labels: NDArray[np.int64] | None,
+    distribution: NDArray[Any] | None,
+    vector: NDArray[Any],
+    product: NDArray[Any],
+    gradient_scale: float,
+    weights: NDArray[np.float64] | None,
+    ignore_index: int,
+    spike: NDArray[np.float64] | None,
+    dense: NDArray[Any] | None,
+    dense_sum: float,
+    scale: NDArray[Any] | None,
+    shift: NDArray[Any] | None,
+    tolerance: float,
+    temperature: float,
+    softcap: float,
+    bias: NDArray[np.float64] | None,
+    z_loss: float,
+    focal_gamma: float,
+    poly_epsilon: float,
+) -> tuple[int, float, float] | None: ...
+def row_statistics(
+    logits: NDArray[Any],
+    storage: int,
+    labels: NDArray[np.int64] | None,
+    temperature: float,
+    softcap: float,
+    bias: NDArray[np.float64] | None,
+    loss: NDArray[np.float64] | None,
+    logsumexp: NDArray[np.float64],
+    prediction: NDArray[np.int64],
+    rank: NDArray[np.int64] | None,
+) -> None: ...
 def softmax(
     logits: NDArray[Any],
+    storage: int,
     output: NDArray[Any] | None,
     logsumexp: NDArray[np.float64] | None,
     temperature: float,
     logarithm: bool,
 ) -> None: ...
+def quick_loss(
+    logits: NDArray[Any], labels: NDArray[Any], gradient: NDArray[Any] | None, mean: bool
+) -> float | None: ...
 def bad_distribution(distribution: NDArray[Any], tolerance: float) -> tuple[int, float, float] | None: ...
 def survey_labels(
     labels: NDArray[np.int64],

@@ -6,18 +6,16 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from softmaxloss.backends import backend_of
-from softmaxloss.backends.numpy import (
+from softmaxloss.backends.kernel import reduced, reduction_scale, survey_labels
+from softmaxloss.backends.layout import (
     RowIndex,
     as_logits,
     class_axis_last,
     classes_of,
     kernel_dtype,
-    reduced,
-    reduction_scale,
     row_blocks,
     row_position,
     rows_a_block,
-    survey_labels,
 )
 from softmaxloss.labels import (
     Labels,
@@ -27,7 +25,7 @@ from softmaxloss.labels import (
     resolve_labels,
     tolerance_of,
 )
-from softmaxloss.options import LossOptions, Reduction, check_options, integer, scalar
+from softmaxloss.options import GivenOptions, LossOptions, Reduction, integer, scalar
 
 
 def softmax(logits: ArrayLike, axis: int = -1, *, temperature: float = 1.0) -> NDArray[Any]:
@@ -260,23 +258,15 @@ def cross_entropy(
     given = as_logits(probabilities, "probabilities")
     p = class_axis_last(given, axis)
     rows_shape, classes = p.shape[:-1], classes_of(p)
-    options = check_options(
-        rows_shape=rows_shape,
-        classes=classes,
-        reduction=reduction,
-        ignore_index=ignore_index,
-        label_smoothing=0.0,
-        class_weight=class_weight,
-        sample_weight=sample_weight,
-    )
+    options = GivenOptions(reduction, sample_weight, class_weight, ignore_index).check(rows_shape, classes)
     target = resolve_labels(labels, given.shape, axis)
-    counted, total_weight = survey_labels(target, options, rows_shape, classes)
+    survey = survey_labels(target, options, rows_shape, classes)
     losses = np.empty(rows_shape)
     for block in row_blocks(rows_shape, rows_a_block(classes, np.dtype(np.float64))):
         losses[block] = _block_cross_entropy(p, target, options, block)
     if options.sample_weight is not None:
         losses = _weighted(options.sample_weight, losses)
-    scale = reduction_scale(options, target, counted, total_weight)
+    scale = reduction_scale(options, target, survey)
     return reduced(options, losses, float(losses.sum()), scale, kernel_dtype(given.dtype))
 
 

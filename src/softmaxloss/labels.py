@@ -1,12 +1,13 @@
 """What labels mean: class indices or distributions, told apart by their number of dimensions alone."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from softmaxloss.options import position
+from softmaxloss.options import contiguous, is_real, position
+
+_INT64 = np.dtype(np.int64)
 
 
 class LabelError(ValueError, IndexError):
@@ -24,8 +25,7 @@ class LabelError(ValueError, IndexError):
     """
 
 
-@dataclass(frozen=True, slots=True)
-class Labels:
+class Labels(NamedTuple):
     """Labels of one kind or the other, the class axis of a distribution moved last."""
 
     indices: NDArray[np.int64] | None  # contiguous, of the rows' shape; values not yet checked
@@ -42,7 +42,7 @@ def resolve_labels(labels: ArrayLike, logits_shape: tuple[int, ...], axis: int) 
     class_axis = axis % len(logits_shape)
     rows_shape = logits_shape[:class_axis] + logits_shape[class_axis + 1 :]
     if array.shape == logits_shape:
-        if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+        if not is_real(array.dtype):
             raise TypeError(f"label distributions have dtype {array.dtype}; expected real numbers")
         return Labels(None, np.moveaxis(array, axis, -1), tolerance_of(array.dtype))
     if array.shape == rows_shape:
@@ -68,7 +68,7 @@ def label_indices(labels: ArrayLike) -> NDArray[np.int64]:
         if too_large.any():
             where = np.unravel_index(int(too_large.argmax()), array.shape)
             raise LabelError(f"labels{position(where)} is {array[where]}; no array has so many classes")
-    return np.ascontiguousarray(array, dtype=np.int64).reshape(array.shape)
+    return contiguous(array, _INT64)
 
 
 def label_error(labels: NDArray[np.int64], bad_row: int, classes: int, ignore_index: int | None) -> LabelError:

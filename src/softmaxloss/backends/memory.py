@@ -1,0 +1,66 @@
+"""Where a gradient may be written: never over what is still to be read, but for the logits themselves."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def check_out(out: Any, logits: NDArray[Any], dtype: np.dtype[Any], *others: NDArray[Any] | None) -> NDArray[Any]:
+    """Return `out` if the gradient may be written there: right shape and dtype, and nothing that is read in the way.
+
+    The one overlap allowed is `out` being the logits themselves, element for element.
+    """
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out is a {type(out).__name__}; expected a NumPy array")
+    if out.shape != logits.shape:
+        raise ValueError(f"out has shape {out.shape}; expected the logits' {logits.shape}")
+    if out.dtype.newbyteorder("=") != dtype:
+        raise TypeError(f"out has dtype {out.dtype}; the gradient of {logits.dtype} logits is {dtype}")
+    flags = out.flags
+    if not flags.writeable:
+        raise ValueError("out is read-only; pass an array that may be written")
+    if not flags.forc and _overlaps_itself(out):
+        raise ValueError("several elements of out share memory; pass an array with its own memory for each")
+    if out is not logits and _overlap(out, logits) and not same_memory(out, logits):
+        raise ValueError("out overlaps the logits; pass the logits themselves (in place) or separate memory")
+    if any(other is not None and _overlap(out, other) for other in others):
+        raise ValueError("out overlaps the labels or weights, or logit_bias; pass separate memory")
+    return out
+
+
+def plainly_free(out: Any, logits: NDArray[Any], labels: NDArray[Any]) -> bool:
+    """Tell, quickly, that `check_out` would take `out`: a contiguous array apart from the others, or the logits."""
+    return (
+        type(out) is np.ndarray
+        and out.flags.forc
+        and out.flags.writeable
+        and (
+            out is logits
+            or (out.dtype == logits.dtype and out.shape == logits.shape and not np.may_share_memory(out, logits))
+        )
+        and not np.may_share_memory(out, labels)
+    )
+
+
+def same_memory(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Tell whether two arrays of one shape are the same elements in the same places."""
+    steps_a, steps_b = (
+        [stride for stride, size in zip(array.strides, array.shape, strict=True) if size > 1] for array in (a, b)
+    )
+    return a.dtype == b.dtype and steps_a == steps_b and a.ctypes.data == b.ctypes.data
+
+
+def _overlap(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    # The bounds are quick to compare. Arrays whose bounds overlap may still share no element: that answer is exact,
+    # and for strided arrays of few axes quick as well.
+    return np.may_share_memory(a, b) and bool(np.shares_memory(a, b))
+
+
+def _overlaps_itself(array: NDArray[Any]) -> bool:
+    extent = array.itemsize
+    for stride, size in sorted((abs(stride), n) for stride, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride < extent:
+            return True
+        extent += stride * (size - 1)
+    return False
