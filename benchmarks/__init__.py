@@ -1,1 +1,1 @@
-"""softmaxloss beside its peers: `python -m benchmarks dense` for time, `... memory` for memory."""
+"""softmaxloss beside its peers: `python -m benchmarks dense` for time, `... memory` for memory, `... accuracy`."""

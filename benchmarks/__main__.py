@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from benchmarks import cases, dense, memory, tables
-from benchmarks.contenders import CONTENDERS, OPERATIONS, OURS, YARDSTICK, available
+from benchmarks import accuracy, cases, dense, memory, tables
+from benchmarks.answers import ANSWERS
+from benchmarks.contenders import CONTENDERS, OURS, available
 from benchmarks.machine import facts
+from benchmarks.operations import OPERATIONS
 from benchmarks.worker import WorkerError
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    wanted = [name for name in CONTENDERS if name in options.contenders or name in (OURS, YARDSTICK)]
-    present, left_out = available(wanted)
+    present, left_out = available([name for name in CONTENDERS if name in (OURS, *options.contenders)])
     if OURS in left_out:
         print(f"{left_out[OURS]}: install the repository first, with pip install -e .", file=sys.stderr)
         return 1
-    results = {
-        "command": options.command,
-        "machine": facts(),
-        "operations": OPERATIONS,
-        "left_out": left_out,
-    }
+    results: dict[str, Any] = {"command": options.command, "machine": facts(), "left_out": left_out}
     try:
-        if options.command == "dense":
-            effort = dense.QUICK if options.quick else dense.FULL
-            results["cases"] = dense.measure(present, options.cases or cases.DENSE, effort)
-            table = tables.dense(results)
-        else:
-            present = [name for name in present if name != YARDSTICK]
-            left_out.pop(YARDSTICK, None)
-            results["cases"] = memory.measure(present, options.cases or cases.MEMORY)
-            table = tables.memory(results)
-    except (dense.DisagreementError, WorkerError) as error:
+        table = _COMMANDS[options.command](options, present, results)
+    except (dense.DisagreementError, WorkerError, ModuleNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
     print(table)
@@ -45,21 +35,66 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _dense(options: argparse.Namespace, present: list[str], results: dict[str, Any]) -> str:
+    if not importlib.util.find_spec("torch"):
+        results["left_out"]["memcpy"] = "torch not installed"
+    effort = dense.QUICK if options.quick else dense.FULL
+    results["operations"] = OPERATIONS
+    results["in_cache"] = options.in_cache
+    results["cases"] = dense.measure(present, options.cases or cases.DENSE, effort, options.in_cache)
+    return tables.dense(results)
+
+
+def _memory(options: argparse.Namespace, present: list[str], results: dict[str, Any]) -> str:
+    results["operations"] = OPERATIONS
+    results["cases"] = memory.measure(present, options.cases or cases.MEMORY)
+    return tables.memory(results)
+
+
+def _accuracy(options: argparse.Namespace, present: list[str], results: dict[str, Any]) -> str:
+    if not importlib.util.find_spec("mpmath"):
+        raise ModuleNotFoundError("mpmath is not installed: it computes the exact values; pip install mpmath")
+    results["dtype"] = options.dtype
+    results["kinds"] = accuracy.measure(present, options.dtype, options.classes)
+    return tables.accuracy(results, detail=options.detail)
+
+
+_COMMANDS = {"dense": _dense, "memory": _memory, "accuracy": _accuracy}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=sys.modules["benchmarks"].__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     timed = commands.add_parser("dense", help="time the loss and its gradient")
     timed.add_argument("--quick", action="store_true", help="three short rounds: for a first look")
+    timed.add_argument(
+        "--in-cache",
+        action="store_true",
+        help="use the same buffers in every call, so that what fits the caches stays there",
+    )
     sized = commands.add_parser("memory", help="measure the memory a call takes beyond its arguments")
-    peers = [name for name in CONTENDERS if name not in (OURS, YARDSTICK)]
+    exact = commands.add_parser("accuracy", help="measure how far from the exact values losses and gradients are")
+    exact.add_argument("--dtype", choices=accuracy.UNIT, default="float32", help="float32 unless given")
+    exact.add_argument("--detail", action="store_true", help="tell the numbers of classes apart as well")
+    exact.add_argument(
+        "--classes",
+        nargs="+",
+        type=_number_of_classes,
+        default=accuracy.CLASSES,
+        metavar="C",
+        help=f"numbers of classes in place of {', '.join(map(str, accuracy.CLASSES))}",
+    )
     for command in (timed, sized):
         command.add_argument(
             "--cases",
             nargs="+",
             type=cases.Case.parse,
             metavar="CASE",
-            help="rows x classes, such as 65536x10 or float64:8192x1000, in place of the usual ones",
+            help="rows x classes, such as 65536x10, float64:8192x1000, 8x21x256x256@1 (the class axis) or "
+            f"8192x1000+VARIANT, of {', '.join(cases.VARIANTS)}; in place of the usual ones",
         )
+    for command in (timed, sized, exact):
+        peers = [name for name in (ANSWERS if command is exact else CONTENDERS) if name != OURS]
         command.add_argument(
             "--contenders",
             nargs="*",
@@ -70,6 +105,13 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--json", type=Path, metavar="FILE", help="write the raw results there as well")
     return parser
+
+
+def _number_of_classes(text: str) -> int:
+    classes = int(text)
+    if classes < 2:
+        raise argparse.ArgumentTypeError(f"{text} classes: expected 2 or more")
+    return classes
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import all_threads
+from benchmarks.rotation import last_level_cache_bytes
 
 PACKAGES = ("softmaxloss", "torch", "jax", "optax", "scipy", "numpy")
 
@@ -21,14 +22,14 @@ def facts() -> dict[str, Any]:
         "processor": _processor(),
         "threads": all_threads(),
         "instruction_set": softmaxloss.show_config("dicts")["instruction_set"],
+        "last_level_cache_bytes": last_level_cache_bytes(),
         "system": f"{platform.system()} {platform.release()}",
-        "busy_before": _busy(),
         "python": platform.python_version(),
         "versions": _versions(),
     }
 
 
-def _busy(seconds: float = 0.5) -> float:
+def busy(seconds: float = 0.2) -> float:
     """Give the share of the processors' time that other programs take while this one sleeps."""
     before = _processor_ticks()
     time.sleep(seconds)

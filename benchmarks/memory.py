@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from typing import Any
 
 from benchmarks.cases import Case
+from benchmarks.contenders import CONTENDERS
 from benchmarks.worker import Worker
 
 
@@ -19,6 +19,8 @@ def _measure_case(names: list[str], case: Case) -> dict[str, Any]:
     print(f"{case} ...", file=sys.stderr)
     growth: dict[str, dict[str, int]] = {}
     for name in names:
+        if not CONTENDERS[name].takes(case):
+            continue
         growth[name] = {}
         for operation in _operations(name):
             worker = Worker(name)
@@ -26,12 +28,18 @@ def _measure_case(names: list[str], case: Case) -> dict[str, Any]:
                 growth[name][operation] = worker.memory(case, operation)
             finally:
                 worker.close()
-    return {"case": str(case), **asdict(case), "logits_bytes": case.nbytes, "growth_bytes": growth}
+    return {
+        "case": str(case),
+        "title": case.title,
+        "dtype": case.dtype,
+        "logits_bytes": case.nbytes,
+        "growth_bytes": growth,
+    }
 
 
 def _operations(name: str) -> list[str]:
     worker = Worker(name)
     try:
-        return worker.load(Case(1, 2))
+        return [operation for operation in worker.load(Case((1, 2)), 1) if operation != "copy"]
     finally:
         worker.close()

@@ -1,10 +1,14 @@
-"""Markdown tables of results, for people and for the README."""
+"""Markdown tables of results, for people and for the documents."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
-from benchmarks.contenders import CONTENDERS, OURS, YARDSTICK
+from benchmarks.accuracy import UNIT
+from benchmarks.contenders import CONTENDERS, OURS
+from benchmarks.rotation import CACHES, CALL_BYTES
 
 BEGIN, END = "<!-- begin: python -m benchmarks {} -->", "<!-- end: python -m benchmarks {} -->"
 NOTHING = "-"
@@ -14,43 +18,50 @@ BUSY = 0.1
 
 
 def dense(results: dict[str, Any]) -> str:
-    """Write two tables: times as multiples of memcpy, and how many times faster than each peer ours is."""
+    """Write times as multiples of memcpy, times of small calls, and how many times faster than each peer ours is."""
     cases = results["cases"]
-    names = [name for name in CONTENDERS if name in cases[0]["seconds"]]
-    peers = [name for name in names if name not in (OURS, YARDSTICK)]
-    parts = [
-        _conditions(results),
-        "Time as a multiple of memcpy, which copies the logits: the loss / the loss and its gradient.",
-        _table(
-            ["rows x classes", "memcpy", "softmaxloss", "in place", "new array", *map(_title, peers)],
-            [_multiples(case, peers) for case in cases],
-        ),
-    ]
-    if peers:
+    peers = [name for name in CONTENDERS if name != OURS and any(name in case["seconds"] for case in cases)]
+    large = [case for case in cases if case["logits_bytes"] >= CALL_BYTES]
+    small = [case for case in cases if case["logits_bytes"] < CALL_BYTES]
+    contenders = ["softmaxloss", "in place", "new array", *map(_title, peers)]
+    parts = [_conditions(results), *_busy(cases), _rotation(results)]
+    if large:
+        lead = (
+            "Time as a multiple of memcpy, which copies the logits: the loss / the loss and its gradient. softmaxloss "
+            "writes the gradient into `out=`, over the logits, or into a new array; the others into a new one."
+        )
+        rows = [[case["title"], *_multiples(case, peers)] for case in large]
+        parts += [lead, _table(["logits", "memcpy", *contenders], rows)]
+    if small:
+        rows = [[case["title"], *_times(case, peers, _microseconds)] for case in small]
         parts += [
-            "Times faster than each: the loss / the loss and its gradient.",
-            _table(["rows x classes", *map(_title, peers)], [_speedups(case, peers) for case in cases]),
+            "Microseconds of a call from Python: the loss / the loss and its gradient.",
+            _table(["logits", *contenders], rows),
         ]
+    if peers:
+        rows = [[case["title"], *_speedups(case, peers)] for case in cases]
+        lead = "Times faster than each: the loss / the loss and its gradient, which softmaxloss writes into `out=`."
+        parts += [lead, _table(["logits", *map(_title, peers)], rows)]
     return _framed("dense", [*parts, *_left_out(results), _agreement(cases)])
 
 
 def memory(results: dict[str, Any]) -> str:
     """Write one table: the memory that a call needs beyond its arguments."""
     cases = results["cases"]
-    peers = [name for name in CONTENDERS if name in cases[0]["growth_bytes"] and name != OURS]
-    header = ["rows x classes", "logits", "softmaxloss", "in place", "new array", *map(_title, peers)]
+    peers = [name for name in CONTENDERS if name != OURS and any(name in case["growth_bytes"] for case in cases)]
+    header = ["logits", "their size", "softmaxloss", "in place", "new array", *map(_title, peers)]
     rows = []
     for case in cases:
         growth = case["growth_bytes"]
         ours = growth[OURS]
         rows.append(
             [
-                _shape(case),
+                case["title"],
                 _megabytes(case["logits_bytes"]),
-                f"{_megabytes(ours['loss'])} / {_megabytes(ours['grad'])}",
+                _pair(ours, _megabytes),
                 _megabytes(ours["grad_in_place"]),
                 _megabytes(ours["grad_new"]),
-                *(f"{_megabytes(growth[p]['loss'])} / {_megabytes(growth[p]['grad'])}" for p in peers),
+                *(_pair(growth.get(peer), _megabytes) for peer in peers),
             ]
         )
     lead = (
@@ -61,39 +72,89 @@ def memory(results: dict[str, Any]) -> str:
     return _framed("memory", [_conditions(results), lead, _table(header, rows), *_left_out(results)])
 
 
+def accuracy(results: dict[str, Any], detail: bool) -> str:
+    """Write the worst and the median error by kind of row, and with `detail` by number of classes, for each number."""
+    kinds, dtype = results["kinds"], results["dtype"]
+    names = list(kinds[0]["errors"])
+    unit = UNIT[dtype]
+    parts = [
+        _conditions(results),
+        f"Relative errors in units of 2^{round(math.log2(unit))}, {dtype}'s rounding unit, worst / median: "
+        f"{_units(1 / unit)} is 100%.",
+    ]
+    for number, of in (("The loss of a row", "loss"), ("The entries of the gradient", "gradient")):
+        rows = [[kind["kind"], *_errors(kind["errors"], of)] for kind in kinds]
+        parts += [f"{number}:", _table(["rows", *map(_title, names)], rows)]
+        if detail:
+            rows = [
+                [kind["kind"], str(one["classes"]), str(one["rows"]), *_errors(one["errors"], of)]
+                for kind in kinds
+                for one in kind["by_classes"]
+            ]
+            parts += [f"{number}, by classes:", _table(["rows", "classes", "how many", *map(_title, names)], rows)]
+    command = "accuracy" if dtype == "float32" else f"accuracy --dtype {dtype}"
+    return _framed(command, [*parts, *_left_out(results)])
+
+
+def _errors(errors: dict[str, Any], of: str) -> list[str]:
+    return [f"{_units(one[of]['worst'])} / {_units(one[of]['median'])}" for one in errors.values()]
+
+
 def _multiples(case: dict[str, Any], peers: list[str]) -> list[str]:
+    copy = case["seconds"][OURS].get("copy")
+    # Without the yardstick the times themselves are all there is to say.
+    times = _times(case, peers, lambda seconds: _number(seconds / copy) if copy else _milliseconds(seconds))
+    return [_milliseconds(copy) if copy else NOTHING, *times]
+
+
+def _times(case: dict[str, Any], peers: list[str], tell: Callable[[float], str]) -> list[str]:
     seconds = case["seconds"]
     ours = seconds[OURS]
-    copy = seconds.get(YARDSTICK, {}).get("copy")
-
-    def multiple(*times: float) -> str:
-        # Without the yardstick the times themselves are all there is to say.
-        return " / ".join(_number(time / copy) if copy else _milliseconds(time) for time in times)
-
     return [
-        _shape(case),
-        _milliseconds(copy) if copy else NOTHING,
-        multiple(ours["loss"], ours["grad"]),
-        multiple(ours["grad_in_place"]),
-        multiple(ours["grad_new"]),
-        *(multiple(seconds[peer]["loss"], seconds[peer]["grad"]) for peer in peers),
+        _pair(ours, tell),
+        tell(ours["grad_in_place"]),
+        tell(ours["grad_new"]),
+        *(_pair(seconds.get(peer), tell) for peer in peers),
     ]
 
 
 def _speedups(case: dict[str, Any], peers: list[str]) -> list[str]:
-    seconds = case["seconds"]
-    pairs = ([seconds[peer][what] / seconds[OURS][what] for what in ("loss", "grad")] for peer in peers)
-    return [_shape(case), *(" / ".join(map(_number, pair)) for pair in pairs)]
+    ours = case["seconds"][OURS]
+    found = [case["seconds"].get(peer) for peer in peers]
+    ratios = [one and {what: one[what] / ours[what] for what in ("loss", "grad")} for one in found]
+    return [_pair(one, _number) for one in ratios]
+
+
+def _pair(values: dict[str, Any] | None, tell: Callable[[Any], str]) -> str:
+    return f"{tell(values['loss'])} / {tell(values['grad'])}" if values else NOTHING
 
 
 def _conditions(results: dict[str, Any]) -> str:
     machine = results["machine"]
     versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
-    busy = machine["busy_before"]
-    warning = f" Other programs were using {busy:.0%} of the processors: measure again when they are not."
     return (
         f"{machine['processor']}, {machine['threads']} threads, {machine['instruction_set']}; "
-        f"Python {machine['python']}, {versions}.{warning if busy > BUSY else ''}"
+        f"Python {machine['python']}, {versions}."
+    )
+
+
+def _busy(cases: list[dict[str, Any]]) -> list[str]:
+    share = max(case["busy"] for case in cases)
+    told = f"Other programs were using up to {share:.0%} of the processors: measure again when they are not."
+    return [told] if share > BUSY else []
+
+
+def _rotation(results: dict[str, Any]) -> str:
+    if results["in_cache"]:
+        return "Every call used the same buffers, so that what fits the caches stayed there."
+    cache = results["machine"]["last_level_cache_bytes"]
+    large = [case for case in results["cases"] if case["logits_bytes"] >= CALL_BYTES]
+    short = [case["title"] for case in large if case["buffers"] * case["logits_bytes"] < CACHES * cache]
+    exception = f" There is too little memory here for as many with {', '.join(short)}." if short else ""
+    return (
+        f"Every call used other buffers than the one before, {CACHES} times the last level of cache "
+        f"({cache >> 20} MiB) of each kind, so that memcpy and all contenders alike worked from memory; logits below "
+        f"{CALL_BYTES >> 20} MiB stayed in the caches.{exception}"
     )
 
 
@@ -120,21 +181,26 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _shape(case: dict[str, Any]) -> str:
-    shape = f"{case['rows']} x {case['classes']}"
-    return shape if case["dtype"] == "float32" else f"{shape} {case['dtype']}"
-
-
 def _title(name: str) -> str:
-    return CONTENDERS[name].title
+    return CONTENDERS[name].title if name in CONTENDERS else name
 
 
 def _number(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
+def _units(value: float | str) -> str:
+    if isinstance(value, str):
+        return {"inf": "infinity", "nan": "NaN"}[value]
+    return f"{float(f'{value:.2g}'):g}" if value < 1000 else f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
+
+
 def _milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:.3g} ms"
+
+
+def _microseconds(seconds: float) -> str:
+    return f"{1e6 * seconds:.3g}"
 
 
 def _megabytes(count: int) -> str:

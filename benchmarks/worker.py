@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.agreement import as_numpy, relative_difference, smallest_share
 from benchmarks.cases import Case
-from benchmarks.contenders import CONTENDERS, Operations, all_threads
+from benchmarks.contenders import CONTENDERS, all_threads
+from benchmarks.operations import Operations
 
 # The threads of the contender before spin for some milliseconds after their last work; let them fall asleep.
 SETTLE_SECONDS = 0.005
@@ -38,9 +40,13 @@ class Worker:
         self._process.start()
         theirs.close()
 
-    def load(self, case: Case) -> list[str]:
-        """Make a case ready and drop the one before; returns the names of the operations."""
-        return self._ask("load", case)
+    def load(self, case: Case, buffers: int) -> list[str]:
+        """Make a case ready, with so many buffers to go through, and drop the one before; returns the operations."""
+        return self._ask("load", case, buffers)
+
+    def drop(self) -> None:
+        """Let go of the case and its memory."""
+        return self._ask("drop")
 
     def time(self, operation: str, seconds: float) -> tuple[float, int]:
         """Call an operation until the seconds are over: the shortest time, and the number of calls."""
@@ -78,6 +84,8 @@ class Worker:
 
 def _serve(connection: Connection, name: str) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
+    # XLA tells how long it takes to compile, on standard error; what fails raises as well.
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     bench = _Bench(name)
     while True:
         try:
@@ -96,12 +104,17 @@ class _Bench:
     def __init__(self, name: str) -> None:
         self._contender = CONTENDERS[name]
         self._operations: Operations = {}
+        self._case = Case((1, 2))
 
-    def load(self, case: Case) -> list[str]:
+    def load(self, case: Case, buffers: int) -> list[str]:
+        self.drop()
+        self._case = case
+        self._operations = self._contender.load(case, all_threads(), buffers)
+        return list(self._operations)
+
+    def drop(self) -> None:
         self._operations = {}
         gc.collect()
-        self._operations = self._contender.load(case, all_threads())
-        return list(self._operations)
 
     def time(self, operation: str, seconds: float) -> tuple[float, int]:
         one = self._operations[operation]
@@ -121,26 +134,31 @@ class _Bench:
     def save(self, operation: str, folder: Path) -> None:
         loss, gradient = self._answer(operation)
         np.save(folder / "loss.npy", loss)
-        np.save(folder / "gradient.npy", gradient)
+        # As bytes: a file has no name for bfloat16.
+        np.save(folder / "gradient.npy", gradient.view(f"V{gradient.itemsize}"))
 
     def compare(self, operation: str, folder: Path) -> float:
         loss, gradient = self._answer(operation)
-        difference = _relative_difference(loss, np.load(folder / "loss.npy"))
+        difference = relative_difference(loss, np.load(folder / "loss.npy"))
         if gradient is None:
             return difference
-        expected = np.load(folder / "gradient.npy", mmap_mode="r")
-        rows = max(1, COMPARE_BYTES // (expected.shape[1] * expected.itemsize))
-        for start in range(0, len(expected), rows):
-            block = slice(start, start + rows)
-            difference = max(difference, _relative_difference(gradient[block], expected[block]))
+        expected = np.load(folder / "gradient.npy", mmap_mode="r").view(self._case.numpy_dtype)
+        if gradient.shape != expected.shape or gradient.dtype != expected.dtype:
+            return float("inf")
+        floor = smallest_share(self._case)
+        gradient, expected = (array.reshape(-1) for array in (gradient, expected))
+        length = COMPARE_BYTES // expected.itemsize
+        for start in range(0, len(expected), length):
+            block = slice(start, start + length)
+            difference = max(difference, relative_difference(gradient[block], expected[block], floor))
         return difference
 
     def memory(self, case: Case, operation: str) -> int:
         # A tiny case first: it imports, starts threads, and fills what is filled once.
-        for one in self._contender.load(Case(64, 16, case.dtype), all_threads()).values():
+        for one in self._contender.load(Case((64, 16), case.dtype), all_threads(), 1).values():
             one.before()
             one.run()
-        self.load(case)
+        self.load(case, 1)
         one = self._operations[operation]
         one.before()
         gc.collect()
@@ -157,16 +175,7 @@ class _Bench:
         one.before()
         answer = one.run()
         loss, gradient = answer if isinstance(answer, tuple) else (answer, None)
-        return np.asarray(loss), None if gradient is None else np.asarray(gradient)
-
-
-def _relative_difference(found: Any, expected: Any) -> float:
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        return float("inf")
-    # Against zero the difference counts in units of the smallest normal number.
-    scale = np.maximum(np.abs(expected), np.finfo(expected.dtype).tiny)
-    difference = float((np.abs(found - expected) / scale).max())
-    return difference if difference == difference else float("inf")
+        return as_numpy(loss), None if gradient is None else as_numpy(gradient)
 
 
 def _status_bytes(field: str) -> int:
