@@ -44,7 +44,7 @@ def assert_same(a, b, rtol=1e-13):
 
 @pytest.fixture(params=[1, 100, 1000, 1 << 22])
 def block_bytes(request, monkeypatch):
-    monkeypatch.setattr("softmaxloss.backends.numpy._BLOCK_BYTES", request.param)
+    monkeypatch.setattr("softmaxloss.backends.layout._BLOCK_BYTES", request.param)
     return request.param
 
 
@@ -250,7 +250,7 @@ def test_weights_of_any_magnitude(factor, block_bytes):
 
 
 def test_memory_map(tmp_path, monkeypatch):
-    monkeypatch.setattr("softmaxloss.backends.numpy._BLOCK_BYTES", 1000)
+    monkeypatch.setattr("softmaxloss.backends.layout._BLOCK_BYTES", 1000)
     logits, labels = make_rows(dtype=np.float32)
     np.save(tmp_path / "scores.npy", logits)
     np.save(tmp_path / "labels.npy", labels)

@@ -31,7 +31,7 @@ def assert_same(a, b):
 
 @pytest.fixture(params=[1, 100, 1000, 1 << 22])
 def block_bytes(request, monkeypatch):
-    monkeypatch.setattr("softmaxloss.backends.numpy._BLOCK_BYTES", request.param)
+    monkeypatch.setattr("softmaxloss.backends.layout._BLOCK_BYTES", request.param)
     return request.param
 
 
@@ -46,7 +46,7 @@ def test_block_size_does_not_matter(kind, monkeypatch):
     whole = evaluate(scores, labels, kind=kind, sample_weight=weight)
     assert (whole.n_ignored, whole.n_nonfinite) == (3, 2)
     for size in (1, 57, 640, 5000):
-        monkeypatch.setattr("softmaxloss.backends.numpy._BLOCK_BYTES", size)
+        monkeypatch.setattr("softmaxloss.backends.layout._BLOCK_BYTES", size)
         part = evaluate(scores, labels, kind=kind, sample_weight=weight)
         assert part.loss == whole.loss
         assert_same(part, whole)

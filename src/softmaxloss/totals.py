@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from softmaxloss.backends.numpy import as_logits, kernel_dtype, rows_a_block
+from softmaxloss.backends.layout import as_logits, kernel_dtype, rows_a_block
 from softmaxloss.functional import cross_entropy
 from softmaxloss.labels import LabelError, tolerance_of
 from softmaxloss.loss import softmax_cross_entropy
