@@ -109,7 +109,7 @@ ALWAYS_INLINE void add_group(BlockSums<T>& sums, Extremes<T>& extremes, const Gr
     if constexpr (kStore) store(scratch + j, e);
     if constexpr (kDense != Dense::kNone) {
       const Vec<T> target = which.only(u, dense_target<T, kDense>(targets, j));
-      sums.target_dot[u % 2] += target == T{0} ? Vec<T>{} : target * (z - origin);  // 0 * -inf counts as 0
+      sums.target_dot[u % 2] += target == T{0} ? Vec<T>{} : target * group.above(j, z, origin);  // 0 * -inf is 0
       if constexpr (kDense == Dense::kAffineRow) sums.target_sum[u % 2] += target;
       if constexpr (per_row(kDense)) {
         const Vec<T> q = load(targets.dense + j);
@@ -233,6 +233,13 @@ RowSum<T> sum_row(LabelSum& labels, Source& source, const DenseTargets<T>& targe
   return out;
 }
 
+// Whether rows are long enough, several whole cache lines, to be written past the cache.
+template <class T>
+constexpr bool worth_streaming(Index classes) {
+  constexpr Index kRowBytes = 1024;
+  return classes * static_cast<Index>(sizeof(T)) >= kRowBytes;
+}
+
 // Tells whether one class other than the row's pivot, if it has one, holds most of the total.
 template <class T>
 bool has_dominant_class(const RowSum<T>& sum, const RowTerms& terms, const Pivot<T>& pivot) {
@@ -254,7 +261,6 @@ Pivot<T> largest_as_pivot(RowSum<T>& sum, Source& source, const DenseTargets<T>&
   const double target_sum = sum.target_sum;
   sum_terms<kDense, false>(sum, unused, source, targets, classes, pivot.index, static_cast<T*>(nullptr), nothing);
   sum.target_sum = target_sum;
-  sum.target_dot += weighted(pivot.dense, static_cast<double>(pivot.logit - sum.origin));
   return pivot;
 }
 

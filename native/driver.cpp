@@ -66,13 +66,13 @@ LossProblem<T> tile_of(const LossProblem<T>& problem, Index row, Index count, T*
   if (problem.targets.labels) tile.targets.labels += row;
   if (problem.weights) tile.weights += row;
   if (problem.loss) tile.loss += row;
-  if (problem.gradient) tile.gradient = tile_rows<char>(tiles, problem.gradient.storage, count, classes);
+  if (problem.gradient) tile.gradient = rows_of_tile<char>(tiles, problem.gradient.storage, count, classes);
   tile.stream = false;
   return tile;
 }
 
 template <class T>
-BadDistribution loss_by_tiles(const LossProblem<T>& problem, Index row, Index count, T* scratch, T* tiles) {
+BadDistribution gathered_loss(const LossProblem<T>& problem, Index row, Index count, T* scratch, T* tiles) {
   const LossProblem<T> tile = tile_of(problem, row, count, tiles);
   const BadDistribution bad = kernels<T>().loss(tile, 0, count, scratch);
   if (bad.row < 0 && problem.gradient) scatter(tiles, problem.gradient, row, count, problem.classes);
@@ -80,7 +80,7 @@ BadDistribution loss_by_tiles(const LossProblem<T>& problem, Index row, Index co
 }
 
 template <class T>
-BadDistribution hessian_by_tiles(const HessianProblem<T>& problem, Index row, Index count, T* scratch, T* tiles) {
+BadDistribution gathered_hessian(const HessianProblem<T>& problem, Index row, Index count, T* scratch, T* tiles) {
   const Index classes = problem.loss.classes;
   const LossProblem<T> loss = tile_of(problem.loss, row, count, tiles);
   T* const vector = tiles + 2 * tile_height(classes, sizeof(T)) * classes;
@@ -91,7 +91,7 @@ BadDistribution hessian_by_tiles(const HessianProblem<T>& problem, Index row, In
 }
 
 template <class T>
-BadDistribution statistics_by_tiles(const StatisticsProblem<T>& problem, Index row, Index count, T* scratch, T* tiles) {
+BadDistribution gathered_statistics(const StatisticsProblem<T>& problem, Index row, Index count, T* scratch, T* tiles) {
   StatisticsProblem<T> tile = problem;
   tile.logits = gathered(problem.logits, row, count, problem.classes, tiles);
   if (problem.labels) tile.labels += row;
@@ -104,39 +104,58 @@ BadDistribution statistics_by_tiles(const StatisticsProblem<T>& problem, Index r
 }
 
 template <class T>
-BadDistribution softmax_by_tiles(const SoftmaxProblem<T>& problem, Index row, Index count, T* scratch, T* tiles) {
+BadDistribution gathered_softmax(const SoftmaxProblem<T>& problem, Index row, Index count, T* scratch, T* tiles) {
   SoftmaxProblem<T> tile = problem;
   tile.logits = gathered(problem.logits, row, count, problem.classes, tiles);
   if (problem.logsumexp) tile.logsumexp += row;
-  if (problem.output) tile.output = tile_rows<char>(tiles, problem.output.storage, count, problem.classes);
+  if (problem.output) tile.output = rows_of_tile<char>(tiles, problem.output.storage, count, problem.classes);
   tile.stream = false;
   kernels<T>().softmax(tile, 0, count, scratch);
   if (problem.output) scatter(tiles, problem.output, row, count, problem.classes);
   return {};
 }
 
-// Runs rows(begin, end, scratch) on each thread; or tile(row, count, scratch, tiles) for one tile after another, where
-// `tile_buffers` is not 0: how many arrays are brought into tiles.
-template <class T, class RunRows, class RunTile>
-BadDistribution run(Index rows, Index classes, int tile_buffers, const RunRows& run_rows, const RunTile& run_tile) {
+// Runs rows(begin, end, scratch) on each thread.
+template <class T, class RunRows>
+BadDistribution run(Index rows, Index classes, Index scratch_elements, const RunRows& run_rows) {
   if (rows == 0) return {};
   const int threads = threads_for(rows, classes);
-  const Index height = tile_height(classes, sizeof(T));
-  const PerThread<T> scratch(threads, kScratchRows * scratch_row_length(classes));
-  const PerThread<T> tiles(threads, tile_buffers * height * classes);
+  const PerThread<T> scratch(threads, scratch_elements);
   std::vector<BadDistribution> bad(static_cast<std::size_t>(threads));
   parallel_rows(rows, threads, [&](int thread, Index begin, Index end) {
-    BadDistribution& of_thread = bad[static_cast<std::size_t>(thread)];
-    if (tile_buffers == 0) {
-      of_thread = run_rows(begin, end, scratch.of(thread));
-      return;
-    }
-    for (Index row = begin; row < end && of_thread.row < 0; row += height) {
-      of_thread = run_tile(row, std::min(height, end - row), scratch.of(thread), tiles.of(thread));
-      if (of_thread.row >= 0) of_thread.row += row;
-    }
+    bad[static_cast<std::size_t>(thread)] = run_rows(begin, end, scratch.of(thread));
   });
   return first_of(bad);
+}
+
+// The same where no array is gathered; else runs tile(row, count, scratch, tiles) for one tile after another, in which
+// there is room for so many arrays.
+template <class T, class RunRows, class RunTile>
+BadDistribution run_or_gather(Index rows, Index classes, int gathered, const RunRows& run_rows,
+                              const RunTile& run_tile) {
+  const Index scratch_elements = kScratchRows * scratch_row_length(classes);
+  if (gathered == 0) return run<T>(rows, classes, scratch_elements, run_rows);
+  const Index height = tile_height(classes, sizeof(T));
+  return run<T>(rows, classes, scratch_elements + gathered * height * classes,
+                [&](Index begin, Index end, T* scratch) -> BadDistribution {
+                  for (Index row = begin; row < end; row += height) {
+                    BadDistribution bad =
+                        run_tile(row, std::min(height, end - row), scratch, scratch + scratch_elements);
+                    bad.row += row;
+                    if (bad.row >= row) return bad;
+                  }
+                  return {};
+                });
+}
+
+// Whether many rows at once are quicker than one after another, or the kernels' only way.
+template <class T>
+bool suits_tiles(const LossProblem<T>& problem, Index rows) {
+  constexpr Index kFewClasses = 64, kManyClasses = 65536, kFewRows = 16;
+  if (problem.targets.distribution || !problem.transform.is_identity() || rows < kFewRows) return false;
+  return adjacent(problem.logits, problem.classes) && adjacent(problem.gradient, problem.classes)
+             ? problem.classes <= kFewClasses
+             : problem.classes <= kManyClasses;
 }
 
 template <class T>
@@ -149,38 +168,42 @@ bool adjacent(const LossProblem<T>& problem) {
 
 template <class T>
 BadDistribution run_loss(const LossProblem<T>& problem, Index rows) {
-  return run<T>(
+  if (suits_tiles(problem, rows))
+    return run<T>(
+        rows, problem.classes, tile_scratch_elements(problem.classes, sizeof(T)),
+        [&](Index begin, Index end, T* scratch) { return kernels<T>().tiled_loss(problem, begin, end, scratch); });
+  return run_or_gather<T>(
       rows, problem.classes, adjacent(problem) ? 0 : 2,
       [&](Index begin, Index end, T* scratch) { return kernels<T>().loss(problem, begin, end, scratch); },
-      [&](Index row, Index count, T* scratch, T* tiles) { return loss_by_tiles(problem, row, count, scratch, tiles); });
+      [&](Index row, Index count, T* scratch, T* tiles) { return gathered_loss(problem, row, count, scratch, tiles); });
 }
 
 template <class T>
 BadDistribution run_hessian(const HessianProblem<T>& problem, Index rows) {
-  return run<T>(
+  return run_or_gather<T>(
       rows, problem.loss.classes, adjacent(problem.loss) && adjacent(problem.vector, problem.loss.classes) ? 0 : 3,
       [&](Index begin, Index end, T* scratch) { return kernels<T>().hessian(problem, begin, end, scratch); },
       [&](Index row, Index count, T* scratch, T* tiles) {
-        return hessian_by_tiles(problem, row, count, scratch, tiles);
+        return gathered_hessian(problem, row, count, scratch, tiles);
       });
 }
 
 template <class T>
 void run_statistics(const StatisticsProblem<T>& problem, Index rows) {
-  run<T>(
+  run_or_gather<T>(
       rows, problem.classes, adjacent(problem.logits, problem.classes) ? 0 : 1,
       [&](Index begin, Index end, T* scratch) {
         kernels<T>().statistics(problem, begin, end, scratch);
         return BadDistribution{};
       },
       [&](Index row, Index count, T* scratch, T* tiles) {
-        return statistics_by_tiles(problem, row, count, scratch, tiles);
+        return gathered_statistics(problem, row, count, scratch, tiles);
       });
 }
 
 template <class T>
 void run_softmax(const SoftmaxProblem<T>& problem, Index rows) {
-  run<T>(
+  run_or_gather<T>(
       rows, problem.classes,
       adjacent(problem.logits, problem.classes) && adjacent(problem.output, problem.classes) ? 0 : 1,
       [&](Index begin, Index end, T* scratch) {
@@ -188,28 +211,25 @@ void run_softmax(const SoftmaxProblem<T>& problem, Index rows) {
         return BadDistribution{};
       },
       [&](Index row, Index count, T* scratch, T* tiles) {
-        return softmax_by_tiles(problem, row, count, scratch, tiles);
+        return gathered_softmax(problem, row, count, scratch, tiles);
       });
 }
 
 template <class T>
 BadDistribution check_distribution(const ConstRows& distribution, Index classes, Index rows, double tolerance) {
-  return run<T>(
-      rows, classes, 0,
-      [&](Index begin, Index end, T*) -> BadDistribution {
-        for (Index row = begin; row < end; ++row) {
-          const char* q = distribution.data + row_offset(distribution, row);
-          double total = 0.0, least = 0.0;
-          for (Index j = 0; j < classes; ++j) {
-            const double value = *reinterpret_cast<const T*>(q + j * distribution.class_stride);
-            total += value;
-            least = std::min(least, value);
-          }
-          if (!is_distribution(total, least, tolerance)) return {row, total, least};
-        }
-        return {};
-      },
-      [](Index, Index, T*, T*) { return BadDistribution{}; });
+  return run<T>(rows, classes, 0, [&](Index begin, Index end, T*) -> BadDistribution {
+    for (Index row = begin; row < end; ++row) {
+      const char* q = distribution.data + row_offset(distribution, row);
+      double total = 0.0, least = 0.0;
+      for (Index j = 0; j < classes; ++j) {
+        const double value = *reinterpret_cast<const T*>(q + j * distribution.class_stride);
+        total += value;
+        least = std::min(least, value);
+      }
+      if (!is_distribution(total, least, tolerance)) return {row, total, least};
+    }
+    return {};
+  });
 }
 
 double sum(const double* values, Index count) {

@@ -35,8 +35,8 @@ struct ExpTraits<float> {
   static constexpr int kLargestExponent = kHasFma ? 1 << 18 : 1 << 11;
   static constexpr float kLn2High = kHasFma ? 0x1.62e43p-1f : 0x1.62ep-1f;
   static constexpr float kLn2Low = kHasFma ? -0x1.05c61p-29f : 0x1.0bfbe8p-15f;
-  static constexpr float kPolynomial[] = {0x1.6a2434p-10f, 0x1.1239e2p-7f, 0x1.5558f2p-5f,
-                                          0x1.555492p-3f,  0x1.fffffcp-2f, 1.0f};
+  static constexpr float kPolynomial[] = {0x1.6a2434p-10f, 0x1.1239e2p-7f, 0x1.5558f2p-5f, 0x1.555492p-3f,
+                                          0x1.fffffcp-2f};
   static constexpr float kLogPolynomial[] = {0x1.31e34cp-2f, 0x1.995eb6p-2f, 0x1.55557ap-1f};
 };
 
@@ -50,17 +50,9 @@ struct ExpTraits<double> {
   static constexpr int kLargestExponent = 1 << 18;
   static constexpr double kLn2High = 0x1.62e42fee00000p-1;
   static constexpr double kLn2Low = 0x1.a39ef35793c76p-33;
-  static constexpr double kPolynomial[] = {0x1.af38a9b0ec855p-26,
-                                           0x1.289185613a3d6p-22,
-                                           0x1.71de0dae63bb3p-19,
-                                           0x1.a019b90d2ae7ap-16,
-                                           0x1.a01a01a7c41d5p-13,
-                                           0x1.6c16c1788bd90p-10,
-                                           0x1.11111111109b3p-7,
-                                           0x1.5555555553d63p-5,
-                                           0x1.5555555555556p-3,
-                                           0x1.0000000000001p-1,
-                                           1.0};
+  static constexpr double kPolynomial[] = {
+      0x1.af38a9b0ec855p-26, 0x1.289185613a3d6p-22, 0x1.71de0dae63bb3p-19, 0x1.a019b90d2ae7ap-16, 0x1.a01a01a7c41d5p-13,
+      0x1.6c16c1788bd90p-10, 0x1.11111111109b3p-7,  0x1.5555555553d63p-5,  0x1.5555555555556p-3,  0x1.0000000000001p-1};
   static constexpr double kLogPolynomial[] = {0x1.2f06355979b5fp-3, 0x1.39a1a6e05cda7p-3, 0x1.74663fa321262p-3,
                                               0x1.c71c5206028d7p-3, 0x1.24924941f5034p-2, 0x1.999999997fd76p-2,
                                               0x1.5555555555592p-1};
@@ -151,18 +143,29 @@ struct ReferenceVectors {
       : origin(origin_), magic(magic_), lowest(lowest_), has_origin(has_origin_) {}
 };
 
+// (e^f - 1 - f) / f^2: Horner's rule for double, and for float a shorter chain of dependent steps (Estrin's scheme).
+ALWAYS_INLINE Vec<double> exp_polynomial(Vec<double> f, Vec<double>) {
+  constexpr auto& c = ExpTraits<double>::kPolynomial;
+  Vec<double> p = splat(c[0]);
+#pragma GCC unroll 16
+  for (unsigned i = 1; i < sizeof c / sizeof c[0]; ++i) p = fused_multiply_add(p, f, splat(c[i]));
+  return p;
+}
+ALWAYS_INLINE Vec<float> exp_polynomial(Vec<float> f, Vec<float> f_squared) {
+  constexpr auto& c = ExpTraits<float>::kPolynomial;
+  const Vec<float> low = fused_multiply_add(splat(c[3]), f, splat(c[4]));
+  const Vec<float> high = fused_multiply_add(splat(c[0]), f_squared, fused_multiply_add(splat(c[1]), f, splat(c[2])));
+  return fused_multiply_add(high, f_squared, low);
+}
+
 // 2^n e^f, where `shifted` holds n in its low bits.
 template <class T>
 ALWAYS_INLINE Vec<T> exp_of_reduced(Vec<T> f, Vec<T> shifted) {
   using E = ExpTraits<T>;
-  Vec<T> p = splat<T>(E::kPolynomial[0]);
-#pragma GCC unroll 16
-  for (unsigned i = 1; i < sizeof E::kPolynomial / sizeof(T); ++i)
-    p = fused_multiply_add(p, f, splat<T>(E::kPolynomial[i]));
-
   using Bits = Vec<typename E::Bits>;
   const Vec<T> power = (Vec<T>)((Bits)shifted << E::kMantissaBits);
-  return fused_multiply_add(p, f * power, power);
+  const Vec<T> f_squared = f * f;
+  return fused_multiply_add(fused_multiply_add(f_squared, exp_polynomial(f, f_squared), f), power, power);
 }
 
 template <class T>

@@ -27,7 +27,7 @@ bool adjacent(const RowsOf<Byte>& rows, Index classes) {
 
 // Rows that lie one after another in a tile.
 template <class Byte, class T>
-RowsOf<Byte> tile_rows(T* data, Storage storage, Index rows, Index classes) {
+RowsOf<Byte> rows_of_tile(T* data, Storage storage, Index rows, Index classes) {
   RowsOf<Byte> tile;
   tile.data = reinterpret_cast<Byte*>(data);
   tile.storage = storage;
@@ -98,7 +98,7 @@ template <class T>
 ConstRows gathered(const ConstRows& rows, Index first_row, Index count, Index classes, T* tile) {
   if (!rows) return {};
   gather(rows, first_row, count, classes, tile);
-  return tile_rows<const char>(tile, rows.storage, count, classes);
+  return rows_of_tile<const char>(tile, rows.storage, count, classes);
 }
 
 }  // namespace softmaxloss

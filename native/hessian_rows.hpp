@@ -36,9 +36,9 @@ class HessianRows {
     for (Index row = begin; row < end && bad.row < 0; ++row) {
       const Index label = per_row(kDense) ? -1 : targets_.labels[row];
       if (!per_row(kDense) && label == targets_.ignore_index) {
-        fill(product.get(), T{0});
+        fill_row(problem_.gradient.storage, product.get(), classes_, T{0});
       } else if (!per_row(kDense) && (label < 0 || label >= classes_)) {
-        fill(product.get(), std::numeric_limits<T>::quiet_NaN());
+        fill_row(problem_.gradient.storage, product.get(), classes_, std::numeric_limits<T>::quiet_NaN());
       } else {
         source_.open(logits.get(), classes_);
         const T* dense = kDense == Dense::kShared ? targets_.dense : reinterpret_cast<const T*>(distribution.get());
@@ -55,11 +55,6 @@ class HessianRows {
 
  private:
   static constexpr bool kBent = Source::kPrepared;  // dv/dz need not be 1
-
-  void fill(char* product, T value) const {
-    const Storage storage = problem_.gradient.storage;
-    for (Index j = 0; j < classes_; ++j) write_run(storage, product + j * size_of(storage), 1, &value);
-  }
 
   BadDistribution one_row(Index row, Index label, const DenseTargets<T>& given, const T* vector, char* product) {
     const double spike = per_row(kDense) ? 0.0 : targets_.spike ? targets_.spike[label] : 1.0;
@@ -107,9 +102,9 @@ class HessianRows {
     return {};
   }
 
-  // Of a row's product: p_j (along * d_j + constant), p_j = e_j / total.
+  // Of a row's product: p_j (a d_j + constant), p_j = e_j / total; and of its gradient, a p_j - b t_j.
   struct Pieces {
-    double along;
+    double a;
     double constant;
     double total;
     double b;
@@ -139,26 +134,17 @@ class HessianRows {
 
   void write(const DenseTargets<T>& targets, const T* vector, const Pieces& pieces, Index label, T at_label,
              char* product) const {
-    const T along = static_cast<T>(pieces.along), constant = static_cast<T>(pieces.constant);
+    const T a = static_cast<T>(pieces.a), constant = static_cast<T>(pieces.constant);
     const T inverse = static_cast<T>(1.0 / pieces.total), b = static_cast<T>(pieces.b);
-    const T a = static_cast<T>(pieces.along);
-    const Storage storage = problem_.gradient.storage;
-    T values[kBlock<T>];
-    for (Index begin = 0; begin < classes_; begin += kBlock<T>) {
-      const Index count = std::min(kBlock<T>, classes_ - begin);
-      for (Index i = 0; i < count; ++i) {
-        const Index j = begin + i;
-        const T p = scratch_[j] * inverse;
-        values[i] = p * (along * direction_[j] + constant);
-        if constexpr (kBent) {
-          T gradient = a * p;
-          if constexpr (kDense != Dense::kNone) gradient -= b * dense_target_scalar<T, kDense>(targets, j);
-          values[i] = values[i] * slopes_[j] + gradient * (curvatures_[j] * vector[j]);
-        }
-      }
-      if (label >= begin && label < begin + count) values[label - begin] = at_label;
-      write_run(storage, product + begin * size_of(storage), count, values);
-    }
+    write_blocks<T>(problem_.gradient.storage, product, classes_, [&](Index j) {
+      if (j == label) return at_label;
+      const T p = scratch_[j] * inverse;
+      const T change = p * (a * direction_[j] + constant);
+      if constexpr (!kBent) return change;
+      T gradient = a * p;
+      if constexpr (kDense != Dense::kNone) gradient -= b * dense_target_scalar<T, kDense>(targets, j);
+      return change * slopes_[j] + gradient * (curvatures_[j] * vector[j]);
+    });
   }
 
   const LossProblem<T>& problem_;

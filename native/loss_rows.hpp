@@ -65,9 +65,7 @@ class LossRows {
   // A row without an answer of its own: loss and gradient are `value`.
   void fill(Index row, char* gradient, T value) {
     problem_.loss[row] = value;
-    if constexpr (kWrites)
-      for (Index j = 0; j < classes_; ++j)
-        write_run(problem_.gradient.storage, gradient + j * size_of(problem_.gradient.storage), 1, &value);
+    if constexpr (kWrites) fill_row(problem_.gradient.storage, gradient, classes_, value);
   }
 
   BadDistribution one_row(Index row, Index label, const DenseTargets<T>& given, char* gradient) {
@@ -87,7 +85,6 @@ class LossRows {
     if constexpr (kDense == Dense::kShared) {
       pivot.dense = targets.dense[label];
       sum.target_sum = targets_.dense_sum;
-      sum.target_dot += weighted(pivot.dense, static_cast<double>(pivot.logit - sum.origin));
     }
     RowTerms terms = row_terms(sum, pivot);
     const double scratch_total = terms.total;  // relative to the reference that the scratch was filled with
@@ -128,15 +125,14 @@ class LossRows {
   }
 
   void write_in_double(const RowGradient<T>& row, double a_over_total, double b) const {
-    const Storage storage = problem_.gradient.storage;
-    for (Index j = 0; j < classes_; ++j) {
+    write_blocks<T>(problem_.gradient.storage, row.out, classes_, [&](Index j) {
+      if (j == row.replaced) return row.replacement;
       double value = scratch_[j] / kExpScale<T> * a_over_total;
       if constexpr (kDense != Dense::kNone)
         value -= b * static_cast<double>(dense_target_scalar<T, kDense>(row.targets, j));
       if constexpr (Source::kPrepared) value *= slopes_[j];
-      const T rounded = j == row.replaced ? row.replacement : static_cast<T>(value);
-      write_run(storage, row.out + j * size_of(storage), 1, &rounded);
-    }
+      return static_cast<T>(value);
+    });
   }
 
   double cross_entropy_of(const DenseTargets<T>& targets, const RowSum<T>& sum, const RowTerms& terms,
@@ -148,9 +144,9 @@ class LossRows {
       const Pivot<T> top = largest_as_pivot<kDense>(anew, source_, targets, classes_);
       const RowTerms of_top = row_terms(anew, top);
       return weighted(spike, of_top.minus_log_p + static_cast<double>(top.logit - pivot.logit)) +
-             dense_loss(of_top, anew);
+             dense_loss(of_top, anew, top);
     }
-    return weighted(spike, terms.minus_log_p) + dense_loss(terms, sum);
+    return weighted(spike, terms.minus_log_p) + dense_loss(terms, sum, pivot);
   }
 
   const LossProblem<T>& problem_;
@@ -167,7 +163,8 @@ template <class Source, Dense kDense, class T>
 BadDistribution loss_of_targets(const LossProblem<T>& problem, Index begin, Index end, T* scratch) {
   if (!problem.gradient) return LossRows<Source, kDense, Gradient::kNone>(problem, scratch).run(begin, end);
   if constexpr (std::is_same_v<Source, PlainSource<T>>)
-    if (problem.stream) return LossRows<Source, kDense, Gradient::kStreamed>(problem, scratch).run(begin, end);
+    if (problem.stream && worth_streaming<T>(problem.classes))
+      return LossRows<Source, kDense, Gradient::kStreamed>(problem, scratch).run(begin, end);
   return LossRows<Source, kDense, Gradient::kCached>(problem, scratch).run(begin, end);
 }
 

@@ -7,7 +7,9 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -80,13 +82,11 @@ auto pointer(const std::optional<V>& vector, Index size) -> decltype(vector->dat
   return vector->data();
 }
 
-// Streamed stores pay where the gradient will not be found in cache anyway (a third-level cache holds some 32 MiB: at
-// that size ordinary stores are 10% faster, at twice that 20% slower), and rows hold several whole lines.
-bool worth_streaming(Index rows, Index classes, std::size_t element) {
+// Streamed stores pay where the gradient will not be found in cache anyway: a third-level cache holds some 32 MiB (at
+// that size ordinary stores are 10% faster, at twice that 20% slower).
+bool worth_streaming(Index elements, Storage storage) {
   constexpr Index kCacheBytes = 32 * 1024 * 1024;
-  constexpr Index kRowBytes = 1024;
-  const Index row_bytes = classes * static_cast<Index>(element);
-  return row_bytes >= kRowBytes && rows * row_bytes >= kCacheBytes;
+  return elements * size_of(storage) >= kCacheBytes;
 }
 
 using Found = std::optional<std::tuple<Index, double, double>>;
@@ -124,9 +124,10 @@ class OwnedTransform {
       : transform_{temperature, softcap, pointer(bias, classes), nullptr, nullptr} {
     if (!bias) return;
     for (Index j = 0; j < classes; ++j) {
+      constexpr double kMost = std::numeric_limits<T>::max();
       const double value = bias->data()[j];
-      high_.push_back(static_cast<T>(value));
-      low_.push_back(std::isfinite(value) ? static_cast<T>(value - static_cast<double>(high_.back())) : T{0});
+      high_.push_back(static_cast<T>(std::isfinite(value) ? std::clamp(value, -kMost, kMost) : value));
+      low_.push_back(std::abs(value) < kMost ? static_cast<T>(value - static_cast<double>(high_.back())) : T{0});
     }
     transform_.bias_high = high_.data();
     transform_.bias_low = low_.data();
@@ -187,8 +188,9 @@ template <class T>
 void set_gradient(LossProblem<T>& problem, const Array& logits, const OutArray& gradient) {
   require_same_shape(logits, gradient);
   problem.gradient = rows_of(gradient, problem.logits.storage);
-  problem.stream = problem.gradient.data != problem.logits.data && problem.logits.storage == kStorageOf<T> &&
-                   worth_streaming(row_count(logits), problem.classes, sizeof(T));
+  problem.stream = problem.gradient.data != problem.logits.data &&
+                   reinterpret_cast<std::uintptr_t>(problem.gradient.data) % sizeof(T) == 0 &&
+                   worth_streaming(row_count(logits) * problem.classes, problem.logits.storage);
 }
 
 std::tuple<double, Found> loss(const Array& logits, int storage, const std::optional<Vector<Index>>& labels,
@@ -335,7 +337,8 @@ void softmax(const Array& logits, int storage, const std::optional<OutArray>& ou
     problem.logsumexp = pointer(logsumexp, rows);
     if (output) {
       problem.output = rows_of(*output, problem.logits.storage);
-      problem.stream = problem.output.data != problem.logits.data && worth_streaming(rows, problem.classes, sizeof(T));
+      problem.stream =
+          problem.output.data != problem.logits.data && worth_streaming(rows * problem.classes, problem.logits.storage);
     }
     nb::gil_scoped_release release;
     run_softmax(problem, rows);

@@ -136,10 +136,36 @@ constexpr Index scratch_row_length(Index classes) {
   return (classes + 127) / 64 * 64;  // the loops write whole groups of up to 64 elements
 }
 
+constexpr Index kMostTileRows = 512;
+
+// The rows of a tile: few enough for it to stay in a first-level cache. But where there are many classes, rows that lie
+// side by side are read in longer pieces from a tile in the second-level cache; at least a cache line of them.
+constexpr Index tile_rows(Index classes, Index element_size) {
+  constexpr Index kFirstLevel = 40 * 1024, kSecondLevel = 384 * 1024, kLongEnough = 128;
+  const Index line = 64 / element_size;
+  const auto rows_in = [&](Index bytes) { return bytes / (classes * element_size) / line * line; };
+  const Index many = rows_in(kFirstLevel), some = rows_in(kSecondLevel);
+  if (many >= kLongEnough) return many > kMostTileRows ? kMostTileRows : many;
+  if (some >= kLongEnough) return kLongEnough;
+  return some > line ? some : line;
+}
+
+// Elements from one class of a tile to the next: a line more than the rows, lest classes share few sets of the cache.
+constexpr Index tile_stride(Index classes, Index element_size) {
+  return tile_rows(classes, element_size) + 64 / element_size;
+}
+
+// What a thread needs, aligned to 64 bytes: a tile, and room for its rows on their way to or from it.
+constexpr Index tile_scratch_elements(Index classes, Index element_size) {
+  return 2 * classes * tile_stride(classes, element_size) + 64 / element_size;
+}
+
 template <class T>
 struct Kernels {
   // Rows [begin, end). Returns the first bad distribution met, if any (the rows after it are left out).
   BadDistribution (*loss)(const LossProblem<T>&, Index begin, Index end, T* scratch);
+  // The same of index labels without a transform, of many rows at once, in any layout.
+  BadDistribution (*tiled_loss)(const LossProblem<T>&, Index begin, Index end, T* scratch);
   BadDistribution (*hessian)(const HessianProblem<T>&, Index begin, Index end, T* scratch);
   void (*statistics)(const StatisticsProblem<T>&, Index begin, Index end, T* scratch);
   void (*softmax)(const SoftmaxProblem<T>&, Index begin, Index end, T* scratch);

@@ -93,8 +93,10 @@ inline RowScalars row_scalars(const RowFormula& formula, const RowTerms& terms, 
     row.value = modulation * (cross_entropy + spike * poly * m);
     row.b = modulation * (1.0 + gamma * slope + poly * (gamma + 1.0) * terms.share);
   }
-  row.value += formula.z_loss * lse * lse;
-  row.c = 2.0 * formula.z_loss * lse;
+  if (formula.z_loss != 0.0) {
+    row.value += formula.z_loss * lse * lse;
+    row.c = 2.0 * formula.z_loss * lse;
+  }
   return row;
 }
 
@@ -109,10 +111,14 @@ inline double scalar_slope_times_rest(const RowFormula& formula, const RowTerms&
   return std::pow(m, gamma) * (gamma * focal + poly);
 }
 
-// The part of the loss that the dense targets make: sum_j t_j * -log p_j.
+// The part of the loss that the dense targets make: sum_j t_j * -log p_j. `sum.target_dot` leaves the pivot out.
 template <class T>
-double dense_loss(const RowTerms& terms, const RowSum<T>& sum) {
-  return sum.target_sum * terms.lse - sum.target_dot;
+double dense_loss(const RowTerms& terms, const RowSum<T>& sum, const Pivot<T>& pivot) {
+  const double above = pivot.index < 0 ? 0.0 : static_cast<double>(pivot.logit - sum.origin);
+  // Relative to the pivot: where it has nearly all of both distributions, log p must not be lost beside `above`.
+  if (terms.share > 0.25)
+    return sum.target_sum * terms.minus_log_p - (sum.target_dot - (sum.target_sum - pivot.dense) * above);
+  return sum.target_sum * terms.lse - (sum.target_dot + weighted(pivot.dense, above));
 }
 
 // weight * (sum(t) * p - t) at the pivot, where sum(t) and t may cancel: exactly they are subtracted first if p is

@@ -54,6 +54,7 @@ class DirectSource {
     ALWAYS_INLINE Vec<T> exponential(Index, Vec<T> z, const ReferenceVectors<T>& reference) const {
       return scaled_exp<T>(z, reference);
     }
+    ALWAYS_INLINE Vec<T> above(Index, Vec<T> z, Vec<T> origin) const { return z - origin; }
 
    private:
     const char* first_;
@@ -126,6 +127,7 @@ class PreparedSource {
     ALWAYS_INLINE Vec<T> exponential(Index j, Vec<T> z, const ReferenceVectors<T>& reference) const {
       return scaled_exp<T>(z, load(low_ + j), reference);
     }
+    ALWAYS_INLINE Vec<T> above(Index j, Vec<T> z, Vec<T> origin) const { return (z - origin) + load(low_ + j); }
 
    private:
     const T *high_, *low_;
@@ -175,7 +177,10 @@ class PreparedSource {
     prepare(j / kBlock<T> * kBlock<T>);
     return high_[j - prepared_];
   }
-  Longer<T> value(Index j) const { return transformed(transform_, raw(j) - static_cast<double>(origin_), j); }
+  Longer<T> value(Index j) {
+    const Longer<T> v = transformed(transform_, raw(j) - static_cast<double>(origin_), j);
+    return std::abs(v) <= kLargestWithLow<T> ? v : logit(j);  // what is summed is rounded there
+  }
   double slope(Index j) const { return transform_.temperature * transform_slope(transform_, raw(j)); }
 
   // What every v is short of.

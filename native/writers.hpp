@@ -139,6 +139,22 @@ class PipelinedWriter {
   Index next_ = 0;
 };
 
+// Writes value(j) for each class, a block at a time.
+template <class T, class Value>
+void write_blocks(Storage storage, char* out, Index classes, const Value& value) {
+  alignas(kVectorBytes) T values[kBlock<T>];
+  for (Index begin = 0; begin < classes; begin += kBlock<T>) {
+    const Index count = std::min(kBlock<T>, classes - begin);
+    for (Index i = 0; i < count; ++i) values[i] = value(begin + i);
+    write_run(storage, out + begin * size_of(storage), count, values);
+  }
+}
+
+template <class T>
+void fill_row(Storage storage, char* out, Index classes, T value) {
+  write_blocks<T>(storage, out, classes, [value](Index) { return value; });
+}
+
 // Writes a row of a PreparedSource, a block at a time, in the storage of its logits.
 template <Dense kDense, class T>
 void write_prepared(const RowGradient<T>& row, Storage storage, const T* slopes) {

@@ -17,6 +17,7 @@ from softmaxloss.backends.layout import (
     row_position,
     rows_a_block,
 )
+from softmaxloss.backends.weights import in_range
 from softmaxloss.labels import (
     Labels,
     label_error,
@@ -258,7 +259,7 @@ def cross_entropy(
     given = as_logits(probabilities, "probabilities")
     p = class_axis_last(given, axis)
     rows_shape, classes = p.shape[:-1], classes_of(p)
-    options = GivenOptions(reduction, sample_weight, class_weight, ignore_index).check(rows_shape, classes)
+    options = in_range(GivenOptions(reduction, sample_weight, class_weight, ignore_index).check(rows_shape, classes))
     target = resolve_labels(labels, given.shape, axis)
     survey = survey_labels(target, options, rows_shape, classes)
     losses = np.empty(rows_shape)

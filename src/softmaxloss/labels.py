@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from softmaxloss.options import contiguous, is_real, position
+from softmaxloss.options import as_array, contiguous, is_real, position
 
 _INT64 = np.dtype(np.int64)
 
@@ -38,7 +38,7 @@ def resolve_labels(labels: ArrayLike, logits_shape: tuple[int, ...], axis: int) 
 
     `logits_shape` has the class axis where the user put it, at `axis`.
     """
-    array = np.asarray(labels)
+    array = as_array("labels", labels)
     class_axis = axis % len(logits_shape)
     rows_shape = logits_shape[:class_axis] + logits_shape[class_axis + 1 :]
     if array.shape == logits_shape:
@@ -55,7 +55,7 @@ def resolve_labels(labels: ArrayLike, logits_shape: tuple[int, ...], axis: int) 
 
 def label_indices(labels: ArrayLike) -> NDArray[np.int64]:
     """Return index labels of any integer dtype as contiguous int64, the same values; `LabelError` if one cannot be."""
-    array = np.asarray(labels)
+    array = as_array("labels", labels)
     if array.size == 0 and not isinstance(labels, np.ndarray):
         array = array.astype(np.int64)  # an empty list holds no numbers of any kind
     if array.dtype.kind not in "iu":

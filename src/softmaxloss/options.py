@@ -2,6 +2,7 @@
 
 import math
 import operator
+import sys
 from numbers import Real
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -13,8 +14,6 @@ Reduction = Literal["mean", "sum", "none"]
 _FLOAT64 = np.dtype(np.float64)
 _REDUCTIONS = get_args(Reduction)
 _INT64 = np.iinfo(np.int64)
-_ORDINARY_EXPONENT = 32  # weights whose largest is within 2^-32 .. 2^32 are taken as they are
-_NEGLIGIBLE_EXPONENT = 200  # class weights 2^-200 of z_loss and less are nothing beside it
 
 
 class Transform(NamedTuple):
@@ -55,8 +54,8 @@ class LossOptions(NamedTuple):
     z_loss, focal_gamma, poly_epsilon : float
         The terms of the formula that these scale; 0 where there is no such term.
     sample_unit, class_unit : float
-        What these weights are to be multiplied by: powers of two, other than 1 where the weights were so far from 1
-        that their products would leave the range of a dtype.
+        What these weights are to be multiplied by: powers of two, other than 1 where `in_range` of backends/weights.py
+        has taken them out.
     """
 
     reduction: Reduction
@@ -68,8 +67,8 @@ class LossOptions(NamedTuple):
     z_loss: float
     focal_gamma: float
     poly_epsilon: float
-    sample_unit: float
-    class_unit: float
+    sample_unit: float = 1.0
+    class_unit: float = 1.0
 
     def check_distributions_are_allowed(self) -> None:
         """Raise `ValueError` where a term is defined for class indices alone."""
@@ -114,25 +113,18 @@ class GivenOptions(NamedTuple):
 
     def check(self, rows_shape: tuple[int, ...], classes: int) -> LossOptions:
         """Return these options checked, or raise `ValueError` or `TypeError` naming the one that is wrong."""
-        if self.reduction not in _REDUCTIONS:
+        if not isinstance(self.reduction, str) or self.reduction not in _REDUCTIONS:
             raise ValueError(f"reduction is {self.reduction!r}; expected 'mean', 'sum' or 'none'")
-        z_loss = scalar("z_loss", self.z_loss, at_least=0.0)
-        by_row, sample_unit = _weights("sample_weight", self.sample_weight, rows_shape, "one weight a row")
-        by_class, class_unit = _weights(
-            "class_weight", self.class_weight, (classes,), "one weight a class", _least_class_exponent(z_loss)
-        )
         checked = LossOptions(
             reduction=self.reduction,  # type: ignore[arg-type]  # the check above narrows it, mypy cannot see that
-            sample_weight=by_row,
-            class_weight=by_class,
+            sample_weight=_weights("sample_weight", self.sample_weight, rows_shape, "one weight a row"),
+            class_weight=_weights("class_weight", self.class_weight, (classes,), "one weight a class"),
             ignore_index=_ignore_index(self.ignore_index),
             label_smoothing=scalar("label_smoothing", self.label_smoothing, at_least=0.0, at_most=1.0),
             transform=GivenTransform(self.temperature, self.softcap, self.logit_bias).check(classes),
-            z_loss=z_loss,
+            z_loss=scalar("z_loss", self.z_loss, at_least=0.0),
             focal_gamma=scalar("focal_gamma", self.focal_gamma, at_least=0.0),
             poly_epsilon=scalar("poly_epsilon", self.poly_epsilon),
-            sample_unit=sample_unit,
-            class_unit=class_unit,
         )
         if checked.label_smoothing and (checked.focal_gamma or checked.poly_epsilon):
             raise ValueError(
@@ -162,8 +154,11 @@ def scalar(
 
 
 def _as_float(name: str, value: Any) -> float:
-    kind = np.asarray(value).dtype.kind if isinstance(value, np.generic | np.ndarray) else ""
-    if not (kind in "iuf" and np.ndim(value) == 0 if kind else isinstance(value, Real) and not isinstance(value, bool)):
+    if isinstance(value, np.generic | np.ndarray):
+        is_number = is_real(value.dtype) and value.dtype.kind != "b" and value.ndim == 0
+    else:
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number:
         raise TypeError(f"{name} is {value!r}; expected a number")
     try:
         return float(value)
@@ -172,11 +167,29 @@ def _as_float(name: str, value: Any) -> float:
 
 
 def integer(name: str, value: Any) -> int:
-    """Return an integer option as an int."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} is {value!r}; expected an integer") from None
+    """Return an integer option as an int; a bool is none."""
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{name} is {value!r}; expected an integer")
+
+
+def as_array(name: str, values: Any) -> NDArray[Any]:
+    """Return `values` as an array, itself where it is one; `TypeError` for a masked array, whose mask would be lost."""
+    if is_masked(values):
+        raise TypeError(
+            f"{name} is a masked array, whose mask we do not follow; pass its data, with ignore_index as the label of "
+            "rows to leave out or -inf as the logit of classes to leave out"
+        )
+    return np.asarray(values)
+
+
+def is_masked(values: Any) -> bool:
+    """Tell whether this is a masked array of NumPy's."""
+    module = sys.modules.get("numpy.ma")  # not imported: where nobody has, there are none
+    return module is not None and isinstance(values, module.MaskedArray)
 
 
 def is_real(dtype: np.dtype[Any]) -> bool:
@@ -204,14 +217,9 @@ def _ignore_index(value: int) -> int:
     return index
 
 
-def _least_class_exponent(z_loss: float) -> float:
-    """Return how small a power of two may be taken out of the class weights, which z_loss is then divided by."""
-    return math.frexp(z_loss)[1] - _NEGLIGIBLE_EXPONENT if z_loss else -math.inf
-
-
 def _vector(name: str, values: ArrayLike, shape: tuple[int, ...], meaning: str) -> NDArray[np.float64]:
     """Return real numbers of a given shape as float64, contiguous; what is too large becomes infinite."""
-    array = np.asarray(values)
+    array = as_array(name, values)
     if not is_real(array.dtype):
         raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers")
     if array.shape != shape:
@@ -220,19 +228,13 @@ def _vector(name: str, values: ArrayLike, shape: tuple[int, ...], meaning: str) 
         return contiguous(array, _FLOAT64)
 
 
-def _weights(
-    name: str, values: ArrayLike | None, shape: tuple[int, ...], meaning: str, least_exponent: float = -math.inf
-) -> tuple[NDArray[np.float64] | None, float]:
-    """Return weights and the power of two that was taken out of them."""
+def _weights(name: str, values: ArrayLike | None, shape: tuple[int, ...], meaning: str) -> NDArray[np.float64] | None:
     if values is None:
-        return None, 1.0
+        return None
     weights = _vector(name, values, shape, meaning)
     # One comparison finds negative numbers, infinities and NaN, which compare false.
     _refuse(name, weights, (weights >= 0.0) & (weights < math.inf), "weights must be finite and not negative")
-    exponent = int(max(math.frexp(float(weights.max(initial=0.0)))[1] - 1, least_exponent))
-    if abs(exponent) <= _ORDINARY_EXPONENT:
-        return weights, 1.0
-    return np.ldexp(weights, -exponent), math.ldexp(1.0, exponent)
+    return weights
 
 
 def _bias(values: ArrayLike, classes: int) -> NDArray[np.float64]:

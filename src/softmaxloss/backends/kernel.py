@@ -15,15 +15,18 @@ from softmaxloss.backends.layout import (
     flat,
     kernel_dtype,
     kernel_reads,
+    result_dtype,
     row_blocks,
     row_position,
     rows_a_block,
     storage_of,
 )
+from softmaxloss.backends.weights import in_range
 from softmaxloss.labels import Labels, label_error, not_a_distribution
 from softmaxloss.options import LossOptions
 
 _FLOAT64 = np.dtype(np.float64)
+_LEAST_SINGLE, _MOST_SINGLE = 2.0**-100, 2.0**60  # labels' masses that float32 holds, with room for products
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -114,8 +117,26 @@ class _Targets(NamedTuple):
     scale: NDArray[Any] | None = None
     shift: NDArray[Any] | None = None
 
+    def fit_single(self) -> bool:
+        """Tell whether float32 holds what masses there are; the spikes alone are float64 in every kernel."""
+        return all(_fits_single(masses) for masses in (self.dense, self.scale, self.shift) if masses is not None) and (
+            self.dense is None or self.spike is None or _fits_single(self.spike)
+        )
 
-def _targets(options: LossOptions, labels: Labels, classes: int, dtype: np.dtype[Any]) -> _Targets:
+    def held_in(self, dtype: np.dtype[Any]) -> "_Targets":
+        """Return these targets with the masses in the kernels' dtype."""
+        if self.dense is None and self.scale is None:
+            return self
+        dense, scale, shift = (
+            None if masses is None else masses.astype(dtype) for masses in (self.dense, self.scale, self.shift)
+        )
+        # The sum of what the kernel reads: where all of it cancels, nothing of the rounding may be left.
+        dense_sum = 0.0 if dense is None else float(dense.sum(dtype=np.float64))
+        return _Targets(self.spike, dense, dense_sum, scale, shift)
+
+
+def _targets(options: LossOptions, labels: Labels, classes: int) -> _Targets:
+    """Return the targets in float64."""
     smoothing = options.label_smoothing
     if smoothing == 0.0 and options.class_weight is None:
         return _Targets()
@@ -123,20 +144,24 @@ def _targets(options: LossOptions, labels: Labels, classes: int, dtype: np.dtype
     label_share = weight * (1.0 - smoothing)
     even_share = weight * (smoothing / classes)
     if labels.distribution is not None:
-        return _Targets(scale=_masses(label_share, dtype), shift=_masses(even_share, dtype))
-    if smoothing == 0.0:
-        return _Targets(spike=label_share)
-    dense = _masses(even_share, dtype)
-    # The sum of what the kernel reads: where all of it cancels, nothing of the rounding may be left.
-    return _Targets(spike=label_share, dense=dense, dense_sum=float(dense.sum(dtype=np.float64)))
+        return _Targets(scale=label_share, shift=even_share)
+    return _Targets(spike=label_share) if smoothing == 0.0 else _Targets(spike=label_share, dense=even_share)
 
 
-def _masses(masses: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return a copy of labels' masses in the kernels' dtype; what is above 0 stays above 0, so that a mask meets it."""
-    copy = converted(masses, dtype)  # an entry that becomes infinite is no distribution's
-    if masses.dtype.kind == "f" and masses.dtype.itemsize > dtype.itemsize and not copy.all():
-        vanished = (copy == 0) & (np.atleast_1d(masses) != 0)
-        copy[vanished] = np.finfo(dtype).smallest_subnormal
+def _fits_single(masses: NDArray[np.float64]) -> bool:
+    return bool(((masses == 0.0) | ((masses >= _LEAST_SINGLE) & (masses <= _MOST_SINGLE))).all())
+
+
+def _distribution_in(dtype: np.dtype[Any], rows: NDArray[Any]) -> NDArray[Any]:
+    """Return a copy of distributions in the kernels' dtype; what is above 0 stays above 0, so that a mask meets it.
+
+    What float32 would round to 0 becomes its least subnormal number, about 1e-45: that is no more than rounding to
+    such numbers costs in any case, and the loss of a class that is masked is infinite whatever its label's mass.
+    """
+    copy = converted(rows, dtype)  # an entry that becomes infinite is no distribution's
+    if rows.dtype.kind == "f" and rows.dtype.itemsize > dtype.itemsize and not copy.all():
+        vanished = (copy == 0) & (np.atleast_1d(rows) != 0)
+        copy[vanished] = np.copysign(np.finfo(dtype).smallest_subnormal, np.atleast_1d(rows)[vanished])
     return copy
 
 
@@ -151,51 +176,54 @@ _Call = Callable[[RowIndex, _Inputs, NDArray[Any] | None, Any], _Found]
 
 
 class LossKernel:
-    """One loss: its inputs, class axis last, and the two ways to run a kernel over them, as they lie or in blocks."""
+    """One loss: its inputs, class axis last, and how a kernel runs over them, as they lie or in blocks."""
 
     def __init__(self, logits: NDArray[Any], labels: Labels, options: LossOptions) -> None:
         rows_shape, classes = logits.shape[:-1], logits.shape[-1]
+        options = in_range(options)
         self.logits, self.labels, self.options = logits, labels, options
-        self.dtype = kernel_dtype(logits.dtype)
-        self.tolerance = labels.tolerance
         survey = survey_labels(labels, options, rows_shape, classes)
         self.scale = reduction_scale(options, labels, survey)
         # Where every row is ignored the mean is NaN, and its gradient 0.
         self.gradient_scale = self.scale if survey.counted else 1.0
         self.z_loss = z_loss_beside_the_cross_entropy(options, labels, survey)
-        self.targets = _targets(options, labels, classes, self.dtype)
+        targets = _targets(options, labels, classes)
+        # The kernels compute in `dtype`, and read logits and write gradients in `stored`, one of the dtypes computed
+        # in it. Weights farther apart than float32 holds are for the float64 kernel.
+        self.loss_dtype = kernel_dtype(logits.dtype)
+        single = self.loss_dtype != _FLOAT64 and targets.fit_single()
+        self.dtype = self.loss_dtype if single else _FLOAT64
+        self.stored = result_dtype(logits.dtype) if single else _FLOAT64
+        self.targets = targets.held_in(self.dtype)
 
     def loss(self, gradient: NDArray[Any] | None, *, in_place: bool = False) -> Any:
         """Return the reduced loss, and fill `gradient`, which may be the logits themselves (`in_place`)."""
-        distribution = self.labels.distribution
+        distribution, tolerance = self.labels.distribution, self.labels.tolerance
         if distribution is not None and in_place:
             self._check_distribution(distribution)
             # The kernel adds in another order; it must not find fault when part has been written.
-            self.tolerance = math.inf
-        rows, total = np.empty(self.logits.shape[:-1]), 0.0
+            tolerance = math.inf
+        rows, totals = np.empty(self.logits.shape[:-1]), []
 
         def call(block: RowIndex, inputs: _Inputs, _: Any, output: Any) -> _Found:
-            nonlocal total
-            arguments = (*inputs, flat(rows, block), output, *self._formula(block))
+            arguments = (*inputs, flat(rows, block), output, *self._formula(block, tolerance))
             total, bad = _native.loss(*arguments)
+            totals.append(total)
             return bad
 
-        if not self._run_as_it_lies(call, None, gradient):
-            self._run_in_blocks(call, None, gradient)
-            total = float(rows.sum())
-        return reduced(self.options, rows, total, self.scale, self.dtype)
+        self._run(call, None, gradient)
+        return reduced(self.options, rows, _sum(totals), self.scale, self.loss_dtype)
 
     def hessian_vector_product(self, vector: NDArray[Any], product: NDArray[Any]) -> None:
         """Fill `product` with the Hessian of the reduced loss (of the sum for "none") times `vector`."""
 
         def call(block: RowIndex, inputs: _Inputs, direction: Any, output: Any) -> _Found:
-            arguments = (*inputs, direction, output, *self._formula(block))
+            arguments = (*inputs, direction, output, *self._formula(block, self.labels.tolerance))
             return _native.hessian_vector_product(*arguments)
 
-        if not self._run_as_it_lies(call, vector, product):
-            self._run_in_blocks(call, vector, product)
+        self._run(call, vector, product)
 
-    def _formula(self, block: RowIndex) -> tuple[Any, ...]:
+    def _formula(self, block: RowIndex, tolerance: float) -> tuple[Any, ...]:
         """Return the arguments that every loss kernel ends with."""
         options, targets, transform = self.options, self.targets, self.options.transform
         return (
@@ -207,7 +235,7 @@ class LossKernel:
             targets.dense_sum,
             targets.scale,
             targets.shift,
-            self.tolerance,
+            tolerance,
             transform.temperature,
             transform.softcap or 0.0,
             transform.logit_bias,
@@ -216,50 +244,44 @@ class LossKernel:
             options.poly_epsilon,
         )
 
-    def _run_as_it_lies(self, call: _Call, vector: NDArray[Any] | None, output: NDArray[Any] | None) -> bool:
-        """Call the kernel once, over all rows, and return True if it can use every array as it lies."""
-        logits, distribution = self.logits, self.labels.distribution
-        dtype = logits.dtype
-        storage = storage_of(dtype)
-        readable = (
-            storage is not None
-            and kernel_reads(logits, dtype)
-            and (output is None or kernel_reads(output, dtype))
+    def _run(self, call: _Call, vector: NDArray[Any] | None, output: NDArray[Any] | None) -> None:
+        """Call the kernel once, over all rows, if it can use every array as it lies; else for block after block."""
+        distribution = self.labels.distribution
+        as_they_lie = (
+            kernel_reads(self.logits, self.stored)
+            and (output is None or kernel_reads(output, self.stored))
             and (vector is None or kernel_reads(vector, self.dtype))
-            # A distribution can be read beside logits of its own dtype only.
-            and (distribution is None or (dtype == self.dtype and kernel_reads(distribution, dtype)))
+            and (distribution is None or kernel_reads(distribution, self.dtype))
         )
-        if readable:
-            inputs = (elements(logits), storage, flat(self.labels.indices, (...,)), distribution)
-            self._raise_bad(call((...,), inputs, vector, None if output is None else elements(output)), (...,))
-        return readable
-
-    def _run_in_blocks(self, call: _Call, vector: NDArray[Any] | None, output: NDArray[Any] | None) -> None:
         rows_shape, classes = self.logits.shape[:-1], self.logits.shape[-1]
-        for block in row_blocks(rows_shape, rows_a_block(classes, self.dtype)):
+        for block in [(...,)] if as_they_lie else row_blocks(rows_shape, rows_a_block(classes, self.dtype)):
             self._run_block(block, call, vector, output)
 
     def _run_block(
         self, block: RowIndex, call: _Call, vector: NDArray[Any] | None, output: NDArray[Any] | None
     ) -> None:
-        distribution = self.labels.distribution
-        rows = converted(self.logits[block], self.dtype)
-        q = None if distribution is None else _masses(distribution[block], self.dtype)
-        v = None if vector is None else converted(vector[block], self.dtype)
-        # The rows are our own copy, so that the gradient may take their place.
-        result = None if output is None else rows if vector is None else np.empty_like(rows)
-        inputs = (rows, storage_of(self.dtype), flat(self.labels.indices, block), q)
-        self._raise_bad(call(block, inputs, v, result), block)
-        if output is not None:
-            with np.errstate(over="ignore"):  # what is too large for its dtype is inf
-                output[block] = result
+        """Call the kernel for a block: of each array what it can use as it lies, and a copy of what it cannot."""
+        q = self.labels.distribution
+        if q is not None:
+            q = q[block] if kernel_reads(q, self.dtype) else _distribution_in(self.dtype, q[block])
+        if vector is not None:
+            vector = _readable(vector[block], self.dtype)
+        rows = _readable(self.logits[block], self.stored)
+        inputs = (elements(rows), storage_of(self.stored), flat(self.labels.indices, block), q)
+        if output is None or kernel_reads(output, self.stored):
+            self._raise_bad(call(block, inputs, vector, None if output is None else elements(output[block])), block)
+            return
+        result = np.empty(rows.shape, self.stored)
+        self._raise_bad(call(block, inputs, vector, elements(result)), block)
+        with np.errstate(over="ignore"):  # what is too large for its dtype is inf
+            output[block] = result
 
     def _check_distribution(self, distribution: NDArray[Any]) -> None:
         rows_shape, classes = distribution.shape[:-1], distribution.shape[-1]
         as_it_lies = kernel_reads(distribution, self.dtype)
         blocks = [(...,)] if as_it_lies else row_blocks(rows_shape, rows_a_block(classes, self.dtype))
         for block in blocks:
-            rows = distribution if as_it_lies else _masses(distribution[block], self.dtype)
+            rows = distribution if as_it_lies else _distribution_in(self.dtype, distribution[block])
             self._raise_bad(_native.bad_distribution(rows, self.labels.tolerance), block)
 
     def _raise_bad(self, bad: _Found, block: RowIndex) -> None:
@@ -271,3 +293,16 @@ class LossKernel:
         raise not_a_distribution(
             where, total, least, "a label distribution; class indices have one dimension less than the logits"
         )
+
+
+def _readable(rows: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return rows as they lie where the kernels can read them so, else a copy in this dtype."""
+    return rows if kernel_reads(rows, dtype) else converted(rows, dtype)
+
+
+def _sum(totals: list[float]) -> float:
+    """Return the sum of blocks' totals, each itself rounded once, or of the one there is."""
+    try:
+        return math.fsum(totals)
+    except (OverflowError, ValueError):  # beyond the range of a double on the way, or infinities of either sign
+        return sum(totals)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from softmaxloss.options import integer
+from softmaxloss.options import as_array, integer
 
 # Arrays that the kernels cannot read as they lie (another dtype or byte order) are converted in blocks of this size.
 _BLOCK_BYTES = 1 << 22
@@ -26,7 +26,7 @@ RowIndex = tuple[int | slice | EllipsisType, ...]
 
 def as_logits(logits: ArrayLike, name: str = "logits") -> NDArray[Any]:
     """Return `logits` as an array whose dtype we take, itself where it is one."""
-    array = np.asarray(logits)
+    array = as_array(name, logits)
     dtype = array.dtype
     if not (dtype.kind in "iub" or (dtype.kind == "f" and dtype.itemsize <= 8) or dtype.name == "bfloat16"):
         raise TypeError(f"{name} have dtype {dtype}; expected float16, bfloat16, float32, float64, an integer or bool")
@@ -40,6 +40,8 @@ def class_axis_last(array: NDArray[Any], axis: int) -> NDArray[Any]:
     axis = integer("axis", axis)
     if axis in (-1, array.ndim - 1):
         return array
+    if not -array.ndim <= axis < array.ndim:
+        raise np.exceptions.AxisError(axis, array.ndim)
     return np.moveaxis(array, axis, -1)
 
 
@@ -61,7 +63,10 @@ def kernel_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def storage_of(dtype: np.dtype[Any]) -> int | None:
-    """Return the kernels' number for a dtype, None where they do not take it (integers, foreign byte order)."""
+    """Return the kernels' number for a dtype, None where none takes it (integers, foreign byte order).
+
+    The softmax kernel takes float32 and float64 alone.
+    """
     storage = _STORAGE.get(dtype)
     return _BFLOAT16_STORAGE if storage is None and dtype.name == "bfloat16" else storage
 
@@ -69,6 +74,11 @@ def storage_of(dtype: np.dtype[Any]) -> int | None:
 def kernel_reads(array: NDArray[Any], dtype: np.dtype[Any]) -> bool:
     """Tell whether the kernels can use the array as it lies: this dtype, every element aligned."""
     return array.dtype == dtype and array.flags.aligned and not any(s % dtype.itemsize for s in array.strides)
+
+
+def computed_as_it_lies(array: NDArray[Any]) -> bool:
+    """Tell whether a kernel that takes only what it computes in, float32 or float64, can use the array as it lies."""
+    return array.dtype in (_FLOAT32, _FLOAT64) and kernel_reads(array, array.dtype)
 
 
 def elements(array: NDArray[Any]) -> NDArray[Any]:
@@ -82,13 +92,17 @@ def converted(rows: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
         return np.array(rows, dtype=dtype, order="C", ndmin=1)
 
 
-def readable_rows(logits: NDArray[Any]) -> Iterator[tuple[RowIndex, NDArray[Any], int]]:
-    """Yield logits as the kernels take them, and their storage: as they lie, or copies of their blocks."""
+def readable_rows(logits: NDArray[Any], *, computed_only: bool = False) -> Iterator[tuple[RowIndex, NDArray[Any], int]]:
+    """Yield logits as the kernels take them, and their storage: as they lie, or copies of their blocks.
+
+    `computed_only` is for kernels that take only what they compute in, float32 and float64.
+    """
+    dtype = kernel_dtype(logits.dtype)
     storage = storage_of(logits.dtype)
-    if storage is not None and kernel_reads(logits, logits.dtype):
+    takes = computed_as_it_lies(logits) if computed_only else kernel_reads(logits, logits.dtype)
+    if storage is not None and takes:
         yield (...,), elements(logits), storage
         return
-    dtype = kernel_dtype(logits.dtype)
     for block in row_blocks(logits.shape[:-1], rows_a_block(logits.shape[-1], dtype)):
         yield block, converted(logits[block], dtype), _STORAGE[dtype]
 

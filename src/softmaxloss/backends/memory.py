@@ -5,13 +5,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from softmaxloss.options import is_masked
 
-def check_out(out: Any, logits: NDArray[Any], dtype: np.dtype[Any], *others: NDArray[Any] | None) -> NDArray[Any]:
-    """Return `out` if the gradient may be written there: right shape and dtype, and nothing that is read in the way.
 
-    The one overlap allowed is `out` being the logits themselves, element for element.
+def check_out(out: Any, logits: NDArray[Any], dtype: np.dtype[Any], *others: Any) -> NDArray[Any]:
+    """Return `out` if the gradient may be written there: right shape and dtype, and no input of the user's in the way.
+
+    The one overlap allowed is `out` being the logits themselves, element for element. `others` are the other inputs as
+    they were given: where a converted copy is read, what it was made from is no less the user's.
     """
-    if not isinstance(out, np.ndarray):
+    if not isinstance(out, np.ndarray) or is_masked(out):
         raise TypeError(f"out is a {type(out).__name__}; expected a NumPy array")
     if out.shape != logits.shape:
         raise ValueError(f"out has shape {out.shape}; expected the logits' {logits.shape}")
@@ -24,7 +27,7 @@ def check_out(out: Any, logits: NDArray[Any], dtype: np.dtype[Any], *others: NDA
         raise ValueError("several elements of out share memory; pass an array with its own memory for each")
     if out is not logits and _overlap(out, logits) and not same_memory(out, logits):
         raise ValueError("out overlaps the logits; pass the logits themselves (in place) or separate memory")
-    if any(other is not None and _overlap(out, other) for other in others):
+    if any(_overlap(out, other) for other in others if _may_be_memory(other)):
         raise ValueError("out overlaps the labels or weights, or logit_bias; pass separate memory")
     return out
 
@@ -35,6 +38,7 @@ def plainly_free(out: Any, logits: NDArray[Any], labels: NDArray[Any]) -> bool:
         type(out) is np.ndarray
         and out.flags.forc
         and out.flags.writeable
+        and out.flags.aligned  # the kernel that is called then stores whole elements
         and (
             out is logits
             or (out.dtype == logits.dtype and out.shape == logits.shape and not np.may_share_memory(out, logits))
@@ -51,7 +55,12 @@ def same_memory(a: NDArray[Any], b: NDArray[Any]) -> bool:
     return a.dtype == b.dtype and steps_a == steps_b and a.ctypes.data == b.ctypes.data
 
 
-def _overlap(a: NDArray[Any], b: NDArray[Any]) -> bool:
+def _may_be_memory(given: Any) -> bool:
+    # NumPy looks behind whatever offers its memory, but would copy a list to find that it does not.
+    return given is not None and not isinstance(given, list | tuple)
+
+
+def _overlap(a: NDArray[Any], b: Any) -> bool:
     # The bounds are quick to compare. Arrays whose bounds overlap may still share no element: that answer is exact,
     # and for strided arrays of few axes quick as well.
     return np.may_share_memory(a, b) and bool(np.shares_memory(a, b))

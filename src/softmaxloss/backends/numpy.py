@@ -11,8 +11,8 @@ from softmaxloss.backends.layout import (
     as_logits,
     class_axis_last,
     classes_of,
+    computed_as_it_lies,
     converted,
-    elements,
     flat,
     kernel_dtype,
     kernel_reads,
@@ -24,7 +24,7 @@ from softmaxloss.backends.layout import (
 )
 from softmaxloss.backends.memory import check_out, plainly_free, same_memory
 from softmaxloss.labels import Labels, label_error, resolve_labels
-from softmaxloss.options import GivenOptions, GivenTransform, is_real
+from softmaxloss.options import GivenOptions, GivenTransform, as_array, is_real
 
 _FLOAT32, _FLOAT64, _INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
 _NO_LABEL_IGNORED = 0  # as ignore_index of a survey: a label that is valid where there is any class
@@ -79,10 +79,9 @@ def softmax_cross_entropy_and_grad(
     if out is None:
         gradient = np.empty_like(given, dtype=dtype, subok=False)
     else:
-        target, checked = kernel.labels, kernel.options
-        others = (checked.sample_weight, checked.class_weight, checked.transform.logit_bias)
-        gradient = check_out(out, given, dtype, target.indices, target.distribution, *others)
-        in_place = out is given or (target.distribution is not None and same_memory(out, given))
+        others = (labels, options.sample_weight, options.class_weight, options.logit_bias)
+        gradient = check_out(out, given, dtype, *others)
+        in_place = out is given or (kernel.labels.distribution is not None and same_memory(out, given))
     return kernel.loss(class_axis_last(gradient, axis), in_place=in_place), gradient
 
 
@@ -91,7 +90,7 @@ def hessian_vector_product(
 ) -> NDArray[Any]:
     """Return the product of the loss's Hessian with `vector`, in the logits' dtype."""
     given, kernel = _problem(logits, labels, axis, options)
-    direction = np.asarray(vector)
+    direction = as_array("vector", vector)
     if not is_real(direction.dtype):
         raise TypeError(f"vector has dtype {direction.dtype}; expected real numbers")
     if direction.shape != given.shape:
@@ -164,13 +163,12 @@ def softmax(logits: ArrayLike, *, axis: int, temperature: float, logarithm: bool
     z = class_axis_last(given, axis)
     classes_of(z)
     result = np.empty_like(given, dtype=result_dtype(given.dtype), subok=False)
-    output, storage = class_axis_last(result, axis), storage_of(given.dtype)
-    if storage is not None and kernel_reads(z, given.dtype):
-        _native.softmax(elements(z), storage, elements(output), None, temperature, logarithm)
-        return result
-    dtype = kernel_dtype(given.dtype)
+    output, dtype = class_axis_last(result, axis), kernel_dtype(given.dtype)
     storage = storage_of(dtype)
-    assert storage is not None
+    assert storage is not None  # of both dtypes that kernels compute in
+    if computed_as_it_lies(z):
+        _native.softmax(z, storage, output, None, temperature, logarithm)
+        return result
     for block in row_blocks(z.shape[:-1], rows_a_block(z.shape[-1], dtype)):
         rows = converted(z[block], dtype)
         _native.softmax(rows, storage, rows, None, temperature, logarithm)
@@ -185,7 +183,7 @@ def logsumexp(logits: ArrayLike, *, axis: int, keepdims: bool) -> Any:
     z = class_axis_last(given, axis)
     classes_of(z)
     result = np.empty(z.shape[:-1])
-    for block, rows, storage in readable_rows(z):
+    for block, rows, storage in readable_rows(z, computed_only=True):
         _native.softmax(rows, storage, None, flat(result, block), 1.0, False)
     with np.errstate(over="ignore"):
         in_dtype = result.astype(result_dtype(given.dtype))
