@@ -21,8 +21,8 @@ template <>
 class WideSum<float> {
  public:
   ALWAYS_INLINE void add(Vec<float> v) {
-    lower_ += __builtin_convertvector(lower(v), Vec<double>);
-    upper_ += __builtin_convertvector(upper(v), Vec<double>);
+    lower_ += lower_as_doubles(v);
+    upper_ += upper_as_doubles(v);
   }
   ALWAYS_INLINE double value() const { return sum_of_lanes(lower_ + upper_); }
 

@@ -145,16 +145,7 @@ struct Doubles {
   Vec<double> lower, upper;
 };
 
-// GCC 12 converts vectors of four lanes one by one.
-ALWAYS_INLINE Doubles to_doubles(Vec<float> v) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  return {_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))};
-#elif defined(__x86_64__) && !defined(__AVX2__)
-  return {_mm_cvtps_pd(v), _mm_cvtps_pd(_mm_movehl_ps(v, v))};
-#else
-  return {__builtin_convertvector(lower(v), Vec<double>), __builtin_convertvector(upper(v), Vec<double>)};
-#endif
-}
+ALWAYS_INLINE Doubles to_doubles(Vec<float> v) { return {lower_as_doubles(v), upper_as_doubles(v)}; }
 
 ALWAYS_INLINE Vec<float> to_floats(Doubles v) {
 #if defined(__AVX512F__)

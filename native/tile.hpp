@@ -90,18 +90,6 @@ class ClassGradient {
   Index j_, at_;
 };
 
-// The halves of a vector of floats as doubles. (GCC 12 converts vectors of four lanes one by one.)
-#if defined(__AVX2__) && !defined(__AVX512F__)
-ALWAYS_INLINE Vec<double> lower_as_doubles(Vec<float> v) { return _mm256_cvtps_pd(_mm256_castps256_ps128(v)); }
-ALWAYS_INLINE Vec<double> upper_as_doubles(Vec<float> v) { return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)); }
-#elif defined(__x86_64__) && !defined(__AVX2__)
-ALWAYS_INLINE Vec<double> lower_as_doubles(Vec<float> v) { return _mm_cvtps_pd(v); }
-ALWAYS_INLINE Vec<double> upper_as_doubles(Vec<float> v) { return _mm_cvtps_pd(_mm_movehl_ps(v, v)); }
-#else
-ALWAYS_INLINE Vec<double> lower_as_doubles(Vec<float> v) { return __builtin_convertvector(lower(v), Vec<double>); }
-ALWAYS_INLINE Vec<double> upper_as_doubles(Vec<float> v) { return __builtin_convertvector(upper(v), Vec<double>); }
-#endif
-
 // A sum in each lane, in more digits than T has.
 template <class T>
 class LaneSums;

@@ -64,21 +64,12 @@ class Transformer {
   void prepare(const char* logits, Storage storage, Index first_class, Index count, T* high, T* low, T* slope,
                T* curvature) const {
     const Output to{high, low, slope, curvature};
-    if (!bias_high_) return run<Bias::kNone>(logits, storage, nullptr, nullptr, count, to);
-    run<Bias::kEach>(logits, storage, bias_high_ + first_class, bias_low_ + first_class, count, to);
-  }
-
-  // The same of logits of one class.
-  void prepare_class(const char* logits, Storage storage, Index one_class, Index count, T* high, T* low, T* slope,
-                     T* curvature) const {
-    const Output to{high, low, slope, curvature};
-    if (!bias_high_) return run<Bias::kNone>(logits, storage, nullptr, nullptr, count, to);
-    run<Bias::kOne>(logits, storage, bias_high_ + one_class, bias_low_ + one_class, count, to);
+    if (!bias_high_) return run<false>(logits, storage, nullptr, nullptr, count, to);
+    run<true>(logits, storage, bias_high_ + first_class, bias_low_ + first_class, count, to);
   }
 
  private:
   using Limits = std::numeric_limits<T>;
-  enum class Bias { kNone, kEach, kOne };
   static constexpr int kVectors = 4;
   static constexpr Index kRun = kVectors * kLanes<T>;
 
@@ -86,7 +77,7 @@ class Transformer {
     T *high, *low, *slope, *curvature;
   };
 
-  template <Bias kBias>
+  template <bool kBias>
   void run(const char* logits, Storage storage, const T* bias, const T* bias_low, Index count, const Output& to) const {
     const T* z = reinterpret_cast<const T*>(logits);
     if (storage != kStorageOf<T>) {
@@ -103,18 +94,17 @@ class Transformer {
       loop<true, kBias, Slopes::kNone>(z, bias, bias_low, count, to);
   }
 
-  template <bool kSoftcap, Bias kBias, Slopes kSlopes>
+  template <bool kSoftcap, bool kBias, Slopes kSlopes>
   void loop(const T* z, const T* bias, const T* bias_low, Index count, const Output& lent_to) const {
     const Transformer own = *this;  // locals, which no store can alias
     const Output to = lent_to;
     const Index whole = count / kRun * kRun;
     for (Index j = 0; j < whole; j += kRun)
-      own.group<kSoftcap, kBias, kSlopes>(z + j, kBias == Bias::kEach ? bias + j : bias,
-                                          kBias == Bias::kEach ? bias_low + j : bias_low, to, j);
+      own.group<kSoftcap, kBias, kSlopes>(z + j, kBias ? bias + j : nullptr, kBias ? bias_low + j : nullptr, to, j);
     if (whole == count) return;
     T z_rest[kRun], bias_rest[kRun] = {}, bias_low_rest[kRun] = {};
     std::fill(std::copy(z + whole, z + count, z_rest), z_rest + kRun, T{0});
-    if constexpr (kBias == Bias::kEach) {
+    if constexpr (kBias) {
       std::copy(bias + whole, bias + count, bias_rest);
       std::copy(bias_low + whole, bias_low + count, bias_low_rest);
       bias = bias_rest;
@@ -128,7 +118,7 @@ class Transformer {
     if (to.curvature) std::fill(to.curvature + count, to.curvature + end, T{0});
   }
 
-  template <bool kSoftcap, Bias kBias, Slopes kSlopes>
+  template <bool kSoftcap, bool kBias, Slopes kSlopes>
   ALWAYS_INLINE void group(const T* z, const T* bias, const T* bias_low, const Output& to, Index j) const {
     Transformed<T> v[kVectors];
     if constexpr (kSoftcap) {
@@ -140,9 +130,10 @@ class Transformer {
 #pragma GCC unroll 4
     for (int u = 0; u < kVectors; ++u) {
       const Index i = u * kLanes<T>;
-      if constexpr (kBias == Bias::kNone) finish(v[u]);
-      if constexpr (kBias == Bias::kEach) finish(v[u], load(bias + i), load(bias_low + i));
-      if constexpr (kBias == Bias::kOne) finish(v[u], splat(*bias), splat(*bias_low));
+      if constexpr (kBias)
+        finish(v[u], load(bias + i), load(bias_low + i));
+      else
+        finish(v[u]);
       store(to.high + j + i, v[u].high);
       store(to.low + j + i, v[u].low);
       if (kSlopes != Slopes::kNone && to.slope) store(to.slope + j + i, v[u].slope);
