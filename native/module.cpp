@@ -355,6 +355,8 @@ Found bad_distribution(const Array& distribution, double tolerance) {
   });
 }
 
+constexpr Index kSurveyBlock = 1024;
+
 // The position of the first label that is neither a class nor ignore_index (-1: none), how many are classes, and the
 // sum of weights[i] * class_weight[label i] over these.
 std::tuple<Index, Index, double> survey_labels(const Vector<Index>& labels, Index classes, Index ignore_index,
@@ -367,12 +369,23 @@ std::tuple<Index, Index, double> survey_labels(const Vector<Index>& labels, Inde
   nb::gil_scoped_release release;
   Index counted = 0;
   CompensatedSum total;
-  for (Index row = 0; row < rows; ++row) {
-    const Index y = label[row];  // read once: another thread may write to it
-    if (y == ignore_index) continue;
-    if (y < 0 || y >= classes) return {row, counted, 0.0};
-    ++counted;
-    if (weight || of_class) total.add((weight ? weight[row] : 1.0) * (of_class ? of_class[y] : 1.0));
+  for (Index begin = 0; begin < rows; begin += kSurveyBlock) {
+    const Index end = std::min(begin + kSurveyBlock, rows);
+    Index block[kSurveyBlock];  // read once: another thread may write to them
+    std::copy(label + begin, label + end, block);
+    Index ignored = 0, outside = 0;
+    for (Index i = 0; i < end - begin; ++i) {
+      ignored += block[i] == ignore_index;
+      outside += static_cast<std::uint64_t>(block[i]) >= static_cast<std::uint64_t>(classes);
+    }
+    for (Index i = 0; (ignored || outside || weight || of_class) && i < end - begin; ++i) {
+      const Index y = block[i];
+      if (y == ignore_index) continue;
+      if (y < 0 || y >= classes) return {begin + i, counted, 0.0};
+      ++counted;
+      if (weight || of_class) total.add((weight ? weight[begin + i] : 1.0) * (of_class ? of_class[y] : 1.0));
+    }
+    if (!(ignored || outside || weight || of_class)) counted += end - begin;
   }
   return {-1, counted, weight || of_class ? total.value() : static_cast<double>(counted)};
 }

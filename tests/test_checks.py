@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+from option_cases import BFLOAT16
 
 import softmaxloss as sl
 from softmaxloss.backends import numpy as numpy_backend
@@ -102,7 +103,7 @@ def test_each_term_for_class_indices_says_so(function):
 @pytest.mark.parametrize("option", ["temperature", "softcap", "z_loss", "focal_gamma", "poly_epsilon"])
 def test_scalars_of_any_real_kind(option):
     expected = sl.softmax_cross_entropy(LOGITS, INDEX, **{option: 2.0})
-    for value in (2, np.float32(2), np.int8(2), np.array(2.0), np.longdouble(2)):
+    for value in (2, np.float32(2), np.int8(2), np.array(2.0), np.longdouble(2), *(t.type(2) for t in BFLOAT16)):
         assert sl.softmax_cross_entropy(LOGITS, INDEX, **{option: value}) == expected
 
 
@@ -194,6 +195,59 @@ def test_a_vector_of_any_real_dtype(dtype):
         np.testing.assert_array_equal(sl.hessian_vector_product(logits, INDEX, vector), expected)
 
 
+# Values of kinds that are easily mistaken.
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize(
+    ("option", "error", "message"),
+    [
+        (
+            {"reduction": np.array(["mean", "sum"])},
+            ValueError,
+            "reduction is array.*; expected 'mean', 'sum' or 'none'",
+        ),
+        ({"reduction": None}, ValueError, "reduction is None; expected"),
+        ({"ignore_index": True}, TypeError, "ignore_index is True; expected an integer"),
+        ({"ignore_index": np.True_}, TypeError, "ignore_index is .*True.*; expected an integer"),
+        ({"temperature": True}, TypeError, "temperature is True; expected a number"),
+        ({"temperature": np.True_}, TypeError, "temperature is .*True.*; expected a number"),
+        ({"axis": 5}, np.exceptions.AxisError, "^axis 5 is out of bounds for array of dimension 2$"),
+        ({"axis": -3}, np.exceptions.AxisError, "^axis -3 is out of bounds for array of dimension 2$"),
+        ({"axis": True}, TypeError, "axis is True; expected an integer"),
+    ],
+)
+def test_values_of_other_kinds(function, option, error, message):
+    with pytest.raises(error, match=message):
+        call(function, **option)
+
+
+def test_masked_arrays_are_refused():
+    """NumPy would give their data, masked or not."""
+    mask = [[False, True, False]] * 4
+    logits, labels = np.ma.array(LOGITS, mask=mask), np.ma.array(INDEX, mask=[True, False, False, False])
+    calls = {
+        "logits": lambda: sl.softmax_cross_entropy(logits, INDEX),
+        "labels": lambda: sl.softmax_cross_entropy_and_grad(LOGITS, labels),
+        "sample_weight": lambda: sl.softmax_cross_entropy(LOGITS, INDEX, sample_weight=np.ma.ones(4)),
+        "class_weight": lambda: sl.softmax_cross_entropy(LOGITS, INDEX, class_weight=np.ma.ones(3)),
+        "logit_bias": lambda: sl.row_statistics(LOGITS, logit_bias=np.ma.ones(3)),
+        "vector": lambda: sl.hessian_vector_product(LOGITS, INDEX, logits),
+    }
+    for name, function in calls.items():
+        with pytest.raises(TypeError, match=f"{name} is a masked array"):
+            function()
+    for function in (sl.softmax, sl.log_softmax, sl.logsumexp):
+        with pytest.raises(TypeError, match="logits is a masked array"):
+            function(logits)
+    with pytest.raises(TypeError, match="labels is a masked array"):
+        sl.one_hot(labels, 3)
+    with pytest.raises(TypeError, match="probabilities is a masked array"):
+        sl.cross_entropy(np.ma.array(SOFT), INDEX)
+    with pytest.raises(TypeError, match="out is a MaskedArray; expected a NumPy array"):
+        sl.softmax_cross_entropy_and_grad(LOGITS, INDEX, out=np.ma.zeros((4, 3)))
+
+
 # Where the gradient may be written.
 
 MEMORY = np.zeros(64)
@@ -220,6 +274,67 @@ def test_out_may_not_overlap_what_is_read(other, reduction):
             sl.softmax_cross_entropy_and_grad(logits, labels, out=out, **options)
     np.testing.assert_array_equal(memory, before)
     sl.softmax_cross_entropy_and_grad(logits, labels, out=memory[12:24].reshape(4, 3), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("labels", "i4"),
+        ("labels", ">i8"),
+        ("distribution", "f2"),
+        ("distribution", "u1"),
+        ("sample_weight", "f4"),
+        ("class_weight", "f4"),
+        ("logit_bias", ">f8"),
+    ],
+)
+@pytest.mark.parametrize("logits", [LOGITS, LOGITS.astype(np.float32), LOGITS.astype(int)], ids=lambda z: str(z.dtype))
+def test_out_may_not_overlap_what_is_converted(logits, name, dtype):
+    """The kernels read a copy of these, and what the user has would be lost all the same."""
+    dtype = np.dtype(dtype)
+    out_dtype = np.float64 if logits.dtype.kind == "i" else logits.dtype
+    shape = {"labels": (4,), "distribution": (4, 3), "sample_weight": (4,)}.get(name, (3,))
+    memory = np.zeros(256, np.uint8)
+    given = memory[16 : 16 + dtype.itemsize * math.prod(shape)].view(dtype).reshape(shape)
+    if name == "distribution":
+        given[:, 1] = 1
+    elif name.endswith("weight"):
+        given[...] = 1
+    before = memory.copy()
+    options = {} if name in ("labels", "distribution") else {name: given}
+    labels = given if not options else INDEX
+    out = memory[: 12 * np.dtype(out_dtype).itemsize].view(out_dtype).reshape(4, 3)
+    with pytest.raises(ValueError, match="out overlaps the labels or weights, or logit_bias; pass separate memory"):
+        sl.softmax_cross_entropy_and_grad(logits, labels, out=out, **options)
+    np.testing.assert_array_equal(memory, before)
+    options = {key: value.tolist() for key, value in options.items()}  # in memory of their own
+    labels = labels.tolist()
+    loss, grad = sl.softmax_cross_entropy_and_grad(logits, labels, out=out, **options)
+    expected, expected_grad = sl.softmax_cross_entropy_and_grad(logits, labels, **options)
+    assert loss == expected
+    np.testing.assert_array_equal(grad, expected_grad)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4096, 2048)], ids=str)
+@pytest.mark.parametrize("labels_kind", ["index", "soft"])
+def test_an_unaligned_out(shape, labels_kind):
+    """The larger gradient is one that the kernels stream past the cache, in whole and aligned elements."""
+    rows, classes = shape
+    logits = np.broadcast_to(np.float32(np.arange(classes) % 7), shape).copy()
+    labels = np.arange(rows) % classes
+    if labels_kind == "soft":
+        labels = np.full(shape, np.float32(1 / classes))
+    memory = np.zeros(logits.nbytes + 64, np.uint8)
+    out = memory[1 : 1 + logits.nbytes].view(np.float32).reshape(shape)
+    assert not out.flags.aligned
+    assert not plainly_free(out, logits, labels)
+    loss, grad = sl.softmax_cross_entropy_and_grad(logits, labels, out=out)
+    assert grad is out
+    expected, expected_grad = sl.softmax_cross_entropy_and_grad(logits, labels)
+    assert loss == expected
+    assert np.array_equal(grad, expected_grad)
+    assert not memory[:1].any()
+    assert not memory[1 + logits.nbytes :].any()
 
 
 def test_out_may_lie_between_labels():

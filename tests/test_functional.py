@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 from mpmath import mp, mpf
+from option_cases import BFLOAT16
 from sklearn.metrics import log_loss
 
 import softmaxloss as sl
@@ -32,6 +33,41 @@ def test_against_scipy(shape, axis, dtype):
         # SciPy's logarithms near 0 are right to an absolute 1e-16 only; ours are held to mpmath elsewhere.
         atol = 6e-8 if ours is sl.logsumexp and dtype == "f4" else 1e-15
         np.testing.assert_allclose(answer, theirs(double, axis=axis), rtol=rtol, atol=atol)
+
+
+LAYOUTS = {
+    "as it lies": lambda z: z,
+    "fortran": np.asfortranarray,
+    "reversed": lambda z: z[:, ::-1].copy()[:, ::-1],
+    "every other": lambda z: np.repeat(z, 2, axis=1)[:, ::2],
+    "unaligned": lambda z: np.frombuffer(b"x" + z.tobytes(), z.dtype, z.size, 1).reshape(z.shape),
+    "one row": lambda z: z[0],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize(
+    "dtype", [np.dtype("f2"), *BFLOAT16, *map(np.dtype, ("f4", "f8", "i2", "?", ">f2", ">f4"))], ids=str
+)
+def test_every_dtype_in_every_layout(dtype, axis, layout):
+    """16-bit answers are the float32 ones, rounded once."""
+    logits = LAYOUTS[layout]((RNG.standard_normal((7, 33)) * 5).astype(dtype))
+    native = np.dtype("f8") if dtype.kind in "ib" else dtype.newbyteorder("=")
+    computed = np.dtype("f8") if native == np.float64 else np.dtype("f4")
+    plain = np.ascontiguousarray(logits).astype(computed)
+    for function in (sl.softmax, sl.log_softmax, sl.logsumexp):
+        answer = function(logits, axis)
+        assert answer.dtype == native
+        np.testing.assert_array_equal(answer, function(plain, axis).astype(native))
+
+
+@pytest.mark.parametrize("dtype", [np.dtype("f2"), *BFLOAT16], ids=str)
+def test_16_bits_of_many_blocks(dtype):
+    logits = (RNG.standard_normal((3, 1 << 20)) * 3).astype(dtype)
+    wide = logits.astype(np.float32)
+    for function in (sl.softmax, sl.log_softmax, sl.logsumexp):
+        np.testing.assert_array_equal(function(logits), function(wide).astype(dtype))
 
 
 def test_keepdims():

@@ -36,8 +36,8 @@ def in_range(options: LossOptions) -> LossOptions:
     """Return the options with powers of two moved out of the weights, into their units, where they would do harm.
 
     The largest weight is brought to about 1, or above it by as much as keeps the least from vanishing: labels may all
-    be of the lightest class. Weights farther apart than 2^1990 (2^995 where those of both rows and classes are more than
-    2^32 apart) cannot all be held; the lightest of them then lose digits, or count as 0.
+    be of the lightest class. Weights farther apart than 2^1990 (2^995 where those of rows and of classes are both more
+    than 2^32 apart) cannot all be held; the lightest of them then lose digits, or count as 0.
     """
     by_row, by_class = _exponents(options.sample_weight), _exponents(options.class_weight)
     parts = 1 if by_row.are_close() or by_class.are_close() else 2
