@@ -369,23 +369,27 @@ std::tuple<Index, Index, double> survey_labels(const Vector<Index>& labels, Inde
   nb::gil_scoped_release release;
   Index counted = 0;
   CompensatedSum total;
+  const bool may_skip = !weight && !of_class && (ignore_index < 0 || ignore_index >= classes);
   for (Index begin = 0; begin < rows; begin += kSurveyBlock) {
-    const Index end = std::min(begin + kSurveyBlock, rows);
+    const Index size = std::min(kSurveyBlock, rows - begin);
     Index block[kSurveyBlock];  // read once: another thread may write to them
-    std::copy(label + begin, label + end, block);
-    Index ignored = 0, outside = 0;
-    for (Index i = 0; i < end - begin; ++i) {
-      ignored += block[i] == ignore_index;
-      outside += static_cast<std::uint64_t>(block[i]) >= static_cast<std::uint64_t>(classes);
+    std::copy_n(label + begin, size, block);
+    std::uint64_t outside = 0;  // its sign bit tells of a label below 0 or above the last class
+    for (Index i = 0; i < size; ++i) {
+      const auto y = static_cast<std::uint64_t>(block[i]);
+      outside |= y | (static_cast<std::uint64_t>(classes - 1) - y);
     }
-    for (Index i = 0; (ignored || outside || weight || of_class) && i < end - begin; ++i) {
+    if (may_skip && outside >> 63 == 0) {
+      counted += size;
+      continue;
+    }
+    for (Index i = 0; i < size; ++i) {
       const Index y = block[i];
       if (y == ignore_index) continue;
       if (y < 0 || y >= classes) return {begin + i, counted, 0.0};
       ++counted;
       if (weight || of_class) total.add((weight ? weight[begin + i] : 1.0) * (of_class ? of_class[y] : 1.0));
     }
-    if (!(ignored || outside || weight || of_class)) counted += end - begin;
   }
   return {-1, counted, weight || of_class ? total.value() : static_cast<double>(counted)};
 }
