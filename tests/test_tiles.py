@@ -1,0 +1,84 @@
+"""Many rows at once, with few classes or a strided class axis: the options that those loops take, against mpmath."""
+
+import numpy as np
+import pytest
+from option_cases import DESTINATIONS, DTYPES, KINDS, REDUCTIONS, check, ids, label_kinds, make_case, run
+
+import softmaxloss as sl
+from softmaxloss import _native
+
+ROWS = 18  # enough for the loops over tiles, and for a tile's last vector to be a part of one
+LAYOUTS = ["last", "first", "middle", "odd_strides", "negative_strides", "negative_and_first"]
+OPTIONS = [
+    (),
+    ("class_weight", "sample_weight"),
+    ("label_smoothing", "class_weight"),
+    ("z_loss", "label_smoothing", "sample_weight"),
+    ("z_loss", "focal_gamma", "poly_epsilon", "class_weight"),
+]
+
+
+@pytest.mark.parametrize("names", OPTIONS, ids=ids)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [1, 2, 3, 10, 16, 17, 37, 64])
+def test_few_classes(classes, dtype, names, instruction_set):
+    seed = classes + OPTIONS.index(names)
+    kind, reduction = list(KINDS)[seed % len(KINDS)], REDUCTIONS[seed % 3]
+    case = make_case(seed, names, dtype, kind, label_kinds(names)[0], classes, reduction, ROWS)
+    for i, layout in enumerate(LAYOUTS):
+        check(case, layout, DESTINATIONS[(i + classes) % 3])
+
+
+@pytest.mark.parametrize("names", OPTIONS, ids=ids)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", ["last", "first"])
+def test_kinds_of_logits(layout, kind, names, instruction_set):
+    for dtype in DTYPES[:2]:
+        check(make_case(5, names, dtype, kind, "index", 21, "mean", ROWS), layout)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("names", [(), ("label_smoothing", "class_weight")], ids=ids)
+def test_strided_rows_of_many_classes(names, dtype, instruction_set):
+    check(make_case(7, names, dtype, "ordinary", "index", 700, "sum", ROWS), "first")
+
+
+@pytest.mark.parametrize("names", OPTIONS, ids=ids)
+@pytest.mark.parametrize("layout", ["last", "first", "middle"])
+@pytest.mark.parametrize("classes", [2, 3, 10, 37, 64])
+def test_many_rows(classes, layout, names, instruction_set):
+    """Whole tiles and their remainders: each row as the same row in float64."""
+    for n in (30, 64, 66, 1030):
+        case = make_case(3, names, np.dtype("f4"), "ordinary", "index", classes, "none", n)
+        loss, grad = run(case, np.dtype("f4"), layout)
+        expected, expected_grad = run(case, np.dtype("f8"))
+        np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(grad, expected_grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((70000, 3), 1), ((9000, 21), 1), ((3, 7, 120, 130), 1)])
+def test_the_same_bits_for_any_number_of_threads(shape, axis, instruction_set, keep_num_threads):
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal(shape, dtype=np.float32) * 4
+    labels = rng.integers(0, shape[axis], np.delete(shape, axis))
+    answers = []
+    for threads in (1, 2, 3, 7):
+        sl.set_num_threads(threads)
+        answers.append(sl.softmax_cross_entropy_and_grad(logits, labels, axis=axis, reduction="none"))
+    for loss, grad in answers[1:]:
+        np.testing.assert_array_equal(loss, answers[0][0])
+        np.testing.assert_array_equal(grad, answers[0][1])
+
+
+def test_a_label_that_has_changed_since_it_was_checked():
+    """The row is NaN, and nothing outside of it is read or written."""
+    logits, labels = np.zeros((40, 5), np.float32), np.zeros(40, np.int64)
+    labels[[3, 39]] = [5, -7]
+    row_loss, grad = np.zeros(40), np.zeros_like(logits)
+    _native.loss(
+        *(logits, 0, labels, None, row_loss, grad, 1.0, None, -100, None, None, 0.0, None, None, 1e-3),
+        *(1.0, 0.0, None, 0.0, 0.0, 0.0),
+    )
+    assert np.flatnonzero(np.isnan(row_loss)).tolist() == [3, 39]
+    assert np.flatnonzero(np.isnan(grad).all(axis=1)).tolist() == [3, 39]
+    assert np.isfinite(np.delete(grad, [3, 39], axis=0)).all()
