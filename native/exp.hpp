@@ -219,7 +219,9 @@ ALWAYS_INLINE Vec<T> log1p(Vec<T> x) {
 
   const Vec<T> u = x + T{1};
   const Vec<T> lost = x < T{1} ? x - (u - T{1}) : T{1} - (u - x);
-  const Bits shifted = (Bits)u + (kOne - (Bits)splat(kSqrtHalf));
+  // Unsigned, for the bits of an infinity or NaN may leave the range.
+  using Unsigned = Vec<std::make_unsigned_t<typename E::Bits>>;
+  const Bits shifted = (Bits)((Unsigned)u + (Unsigned)(kOne - (Bits)splat(kSqrtHalf)));
   const Vec<T> k = (Vec<T>)((shifted >> E::kMantissaBits) | (Bits)splat(kIntegers)) - (kIntegers + E::kExponentBias);
   const Vec<T> reduced = (Vec<T>)((shifted & kFraction) + (Bits)splat(kSqrtHalf)) - T{1};
   const auto is_small = k == T{0};

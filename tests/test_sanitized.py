@@ -63,7 +63,7 @@ def test_the_instrumented_build_is_the_one_under_test(sanitizer):
 
 @pytest.mark.parametrize(
     ("sanitizer", "code", "report"),
-    [("address", PAST_THE_END, "heap-buffer-overflow"), ("thread", RACE, "data race")],
+    [("address", PAST_THE_END, "ERROR: AddressSanitizer"), ("thread", RACE, "WARNING: ThreadSanitizer: data race")],
     ids=["address", "thread"],
 )
 def test_an_error_is_found(sanitizer, code, report):
