@@ -30,27 +30,16 @@ class HessianRows {
         source_(problem_.transform, problem_.logits.storage, slopes_, curvatures_) {}
 
   BadDistribution run(Index begin, Index end) {
-    RowCursor logits(problem_.logits, begin), distribution(targets_.distribution, begin), vector(vector_, begin);
-    RowCursor product(problem_.gradient, begin);
-    BadDistribution bad;
-    for (Index row = begin; row < end && bad.row < 0; ++row) {
-      const Index label = per_row(kDense) ? -1 : targets_.labels[row];
-      if (!per_row(kDense) && label == targets_.ignore_index) {
-        fill_row(problem_.gradient.storage, product.get(), classes_, T{0});
-      } else if (!per_row(kDense) && (label < 0 || label >= classes_)) {
-        fill_row(problem_.gradient.storage, product.get(), classes_, std::numeric_limits<T>::quiet_NaN());
-      } else {
-        source_.open(logits.get(), classes_);
-        const T* dense = kDense == Dense::kShared ? targets_.dense : reinterpret_cast<const T*>(distribution.get());
-        bad = one_row(row, label, {dense, targets_.distribution_scale, targets_.distribution_shift},
-                      reinterpret_cast<const T*>(vector.get()), product.get());
-      }
-      logits.advance();
-      distribution.advance();
+    RowCursor vector(vector_, begin), product(problem_.gradient, begin);
+    const auto advance = [&] {
       vector.advance();
       product.advance();
-    }
-    return bad;
+    };
+    const auto fill = [&](Index, T value) { fill_row(problem_.gradient.storage, product.get(), classes_, value); };
+    return for_each_row<kDense>(
+        problem_, source_, begin, end, advance, fill, [&](Index row, Index label, const DenseTargets<T>& targets) {
+          return one_row(row, label, targets, reinterpret_cast<const T*>(vector.get()), product.get());
+        });
   }
 
  private:

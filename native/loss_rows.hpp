@@ -16,6 +16,33 @@ bool fits(double scalar, double scale) {
   return !too_small && !(magnitude > std::numeric_limits<T>::max() * scale);  // NaN fits
 }
 
+// Calls body(row, label, targets) for each row, its logits open in `source`, until a bad distribution is met; for a row
+// without an answer of its own fill(row, value) instead, and after each advance().
+template <Dense kDense, class Source, class Advance, class Fill, class Body, class T = typename Source::T>
+BadDistribution for_each_row(const LossProblem<T>& problem, Source& source, Index begin, Index end,
+                             const Advance& advance, const Fill& fill, const Body& body) {
+  const Targets<T>& targets = problem.targets;
+  RowCursor logits(problem.logits, begin), distribution(targets.distribution, begin);
+  BadDistribution bad;
+  for (Index row = begin; row < end && bad.row < 0; ++row) {
+    const Index label = per_row(kDense) ? -1 : targets.labels[row];
+    if (!per_row(kDense) && label == targets.ignore_index) {
+      fill(row, T{0});
+    } else if (!per_row(kDense) && (label < 0 || label >= problem.classes)) {
+      // Labels were checked before: another thread has written over them since.
+      fill(row, std::numeric_limits<T>::quiet_NaN());
+    } else {
+      source.open(logits.get(), problem.classes);
+      const T* dense = kDense == Dense::kShared ? targets.dense : reinterpret_cast<const T*>(distribution.get());
+      bad = body(row, label, {dense, targets.distribution_scale, targets.distribution_shift});
+    }
+    logits.advance();
+    distribution.advance();
+    advance();
+  }
+  return bad;
+}
+
 enum class Gradient { kNone, kCached, kStreamed };
 
 template <class Source, Dense kDense, Gradient kGradient>
@@ -33,25 +60,13 @@ class LossRows {
         spare_(scratch + scratch_row_length(problem.classes)) {}
 
   BadDistribution run(Index begin, Index end) {
-    RowCursor logits(problem_.logits, begin), distribution(targets_.distribution, begin);
     RowCursor gradient(problem_.gradient, begin);
-    BadDistribution bad;
-    for (Index row = begin; row < end && bad.row < 0; ++row) {
-      const Index label = per_row(kDense) ? -1 : targets_.labels[row];
-      if (!per_row(kDense) && label == targets_.ignore_index) {
-        fill(row, gradient.get(), T{0});
-      } else if (!per_row(kDense) && (label < 0 || label >= classes_)) {
-        // Labels were checked before: another thread has written over them since.
-        fill(row, gradient.get(), std::numeric_limits<T>::quiet_NaN());
-      } else {
-        source_.open(logits.get(), classes_);
-        const T* dense = kDense == Dense::kShared ? targets_.dense : reinterpret_cast<const T*>(distribution.get());
-        bad = one_row(row, label, {dense, targets_.distribution_scale, targets_.distribution_shift}, gradient.get());
-      }
-      logits.advance();
-      distribution.advance();
-      gradient.advance();
-    }
+    const BadDistribution bad = for_each_row<kDense>(
+        problem_, source_, begin, end, [&] { gradient.advance(); },
+        [&](Index row, T value) { fill(row, gradient.get(), value); },
+        [&](Index row, Index label, const DenseTargets<T>& targets) {
+          return one_row(row, label, targets, gradient.get());
+        });
     writer_.finish();
     if constexpr (kStream) stream_fence();
     return bad;

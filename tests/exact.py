@@ -1,4 +1,4 @@
-"""The loss and its gradient by the contract's formula, in mpmath: slow, and exact to as many digits as asked.
+"""The loss and its gradient by the formula of the docs, in mpmath: slow, and exact to as many digits as asked.
 
 Beside each answer stands its scale, the sum of its terms' magnitudes: what an error is measured against.
 `exact_hessian` goes on from here to second derivatives.
@@ -32,7 +32,7 @@ class Exact:
     loss: Any
     rows: np.ndarray
     grad: np.ndarray
-    scale: np.ndarray  # (|a| p_j + |b| class_weight_j q'_j) dv_j/dz_j: what the contract measures grad's error against
+    scale: np.ndarray  # (|a| p_j + |b| class_weight_j q'_j) dv_j/dz_j: what grad's error is measured against
     row_scale: np.ndarray  # one dimension; the sum of the magnitudes of the terms of each row's loss
     loss_scale: Any  # the same for `loss`
     largest: np.ndarray  # M = max |v_j| of each row over the classes not masked, float64, of the rows' shape

@@ -1,8 +1,8 @@
 """Problems for the tests of options: logits of several kinds and layouts, options in combination, and the bound.
 
-What is asserted of every answer is contract section 8: an error of at most (16 + M) units of 2^-24 (float64: 2^-53)
-times the sum of the magnitudes of the answer's terms, M the row's largest |v|. Answers of 16 bits are such a value,
-rounded once.
+What is asserted of every answer is the bound of docs/accuracy.md: an error of at most (16 + M) units of 2^-24 (float64:
+2^-53) times the sum of the magnitudes of the answer's terms, M the row's largest |v|. Answers of 16 bits are such a
+value, rounded once.
 """
 
 import functools
@@ -244,7 +244,7 @@ def run(case, dtype, layout="last", destination="fresh"):
 
 
 def check(case, layout="last", destination="fresh") -> None:
-    """Assert that our answer is within the contract's bound of the exact one."""
+    """Assert that our answer is within that bound of the exact one."""
     dtype, reference = case.logits.dtype, case.reference
     loss, grad = run(case, dtype, layout, destination)
     assert grad.dtype == dtype

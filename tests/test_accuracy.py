@@ -1,4 +1,4 @@
-"""Contract section 8: how far from the exact value an answer may be, measured against mpmath."""
+"""How far from the exact value an answer may be, measured against mpmath."""
 
 import exact
 import numpy as np
@@ -15,7 +15,7 @@ def largest_gap(row):
     return kept.max() - kept.min()
 
 
-def assert_within_contract(logits, labels):
+def assert_within_bound(logits, labels):
     """No option, index labels: relative error at most (16 + D) units, of loss and of each normal gradient entry."""
     dtype = logits.dtype
     reference = exact.softmax_cross_entropy(logits, labels, reduction="none", digits=DIGITS[dtype])
@@ -116,7 +116,7 @@ KINDS = [
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 @pytest.mark.parametrize("classes", [1, 2, 3, 7, 16, 17, 33, 64, 100, 257])
 @pytest.mark.parametrize("kind", KINDS)
-def test_within_contract(kind, classes, dtype, instruction_set):
+def test_within_bound(kind, classes, dtype, instruction_set):
     rng = np.random.default_rng(classes)
     n = 2 if dtype == "f8" else 4
     logits = kind(rng, n, classes).astype(dtype)
@@ -124,7 +124,7 @@ def test_within_contract(kind, classes, dtype, instruction_set):
     labels[0] = np.argmax(logits[0])
     if kind is masked:
         labels[-1] = classes - 1
-    assert_within_contract(logits, labels)
+    assert_within_bound(logits, labels)
 
 
 @pytest.mark.parametrize("classes", [1000, 5003])
@@ -132,14 +132,14 @@ def test_within_contract(kind, classes, dtype, instruction_set):
 def test_many_classes(kind, classes, instruction_set):
     rng = np.random.default_rng(classes)
     logits = kind(rng, 1, classes).astype(np.float32)
-    assert_within_contract(logits, np.argmax(logits, axis=1))
+    assert_within_bound(logits, np.argmax(logits, axis=1))
 
 
 @pytest.mark.parametrize("kind", [ordinary, constant, confident, late_maximum])
 def test_131072_classes(kind):
     rng = np.random.default_rng(0)
     logits = kind(rng, 1, 131072).astype(np.float32)
-    assert_within_contract(logits, [int(np.argmax(logits))])
+    assert_within_bound(logits, [int(np.argmax(logits))])
 
 
 def test_a_confident_row_keeps_its_digits():

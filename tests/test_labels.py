@@ -1,4 +1,4 @@
-"""Contract section 2: labels are told apart by shape, compared by value, and checked before anything is written."""
+"""Labels are told apart by shape, compared by value, and checked before anything is written."""
 
 import numpy as np
 import pytest
@@ -121,11 +121,12 @@ def test_a_label_written_over_meanwhile_is_a_nan_row():
     """What checks a label and what uses it run without the GIL: between them it must not become an address."""
     logits, row_loss, gradient = np.zeros((3, 4)), np.empty(3), np.ones((3, 4))
     labels = np.array([1, 2**40, -5])
-    _native.loss(
-        *(logits, 1, labels, None, row_loss, gradient, 1.0, None, -100),
+    terms = _native.LossTerms(
+        *(labels, None, 1.0, None, -100),
         *(None, None, 0.0, None, None, 0.0),  # no class weights, no smoothing
         *(1.0, 0.0, None, 0.0, 0.0, 0.0),  # no options
     )
+    _native.loss(logits, 1, terms, row_loss, gradient)
     np.testing.assert_array_equal(np.isnan(row_loss), [False, True, True])
     np.testing.assert_array_equal(np.isnan(gradient).all(axis=1), [False, True, True])
 

@@ -18,7 +18,7 @@ def rows_and_grad(logits, labels, **options):
 
 
 def assert_exact(logits, labels, **options):
-    """The contract's bound, whatever the digits that the reference needs for such numbers."""
+    """The promised bound, whatever the digits that the reference needs for such numbers."""
     options = {"reduction": "none", **options}
     reference = exact.softmax_cross_entropy(logits, labels, digits=120, **options)
     loss, grad = sl.softmax_cross_entropy_and_grad(logits, labels, **options)

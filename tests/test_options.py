@@ -1,4 +1,4 @@
-"""Every option of the loss in combination with every other: the answer is within the contract's bound of mpmath's."""
+"""Every option of the loss in combination with every other: the answer is within the promised bound of mpmath's."""
 
 import dataclasses
 import itertools

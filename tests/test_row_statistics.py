@@ -48,7 +48,7 @@ def make_case(seed, kind, classes, dtype, names, n=4) -> Case:
 
 
 def check(case, layout="last"):
-    """Assert the contract's bound for the floats, and the very integers."""
+    """Assert the promised bound for the floats, and the very integers."""
     reference, transforms = case.reference, case.transforms
     placed, axis = LAYOUTS[layout](case.logits)
     rows_shape = np.moveaxis(placed, axis, -1).shape[:-1]
@@ -74,7 +74,7 @@ def check(case, layout="last"):
 @pytest.mark.parametrize("names", TRANSFORM_SETS, ids=lambda names: "+".join(names) or "none")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_within_contract(kind, dtype, names, instruction_set):
+def test_within_bound(kind, dtype, names, instruction_set):
     seed = TRANSFORM_SETS.index(names) + 10 * list(KINDS).index(kind)
     rng = np.random.default_rng(seed)
     for layout in ("last", "first", rng.choice(list(LAYOUTS))):

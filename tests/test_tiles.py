@@ -75,10 +75,10 @@ def test_a_label_that_has_changed_since_it_was_checked():
     logits, labels = np.zeros((40, 5), np.float32), np.zeros(40, np.int64)
     labels[[3, 39]] = [5, -7]
     row_loss, grad = np.zeros(40), np.zeros_like(logits)
-    _native.loss(
-        *(logits, 0, labels, None, row_loss, grad, 1.0, None, -100, None, None, 0.0, None, None, 1e-3),
-        *(1.0, 0.0, None, 0.0, 0.0, 0.0),
+    terms = _native.LossTerms(
+        *(labels, None, 1.0, None, -100, None, None, 0.0, None, None, 1e-3), *(1.0, 0.0, None, 0.0, 0.0, 0.0)
     )
+    _native.loss(logits, 0, terms, row_loss, grad)
     assert np.flatnonzero(np.isnan(row_loss)).tolist() == [3, 39]
     assert np.flatnonzero(np.isnan(grad).all(axis=1)).tolist() == [3, 39]
     assert np.isfinite(np.delete(grad, [3, 39], axis=0)).all()

@@ -12,51 +12,43 @@ from numpy.typing import NDArray
 
 compiler: str
 
+class LossTerms:
+    """What the loss and its Hessian product have in common: see LossTerms in native/arguments.hpp."""
+
+    def __init__(
+        self,
+        labels: NDArray[np.int64] | None,
+        distribution: NDArray[Any] | None,
+        gradient_scale: float,
+        weights: NDArray[np.float64] | None,
+        ignore_index: int,
+        spike: NDArray[np.float64] | None,
+        dense: NDArray[Any] | None,
+        dense_sum: float,
+        scale: NDArray[Any] | None,
+        shift: NDArray[Any] | None,
+        tolerance: float,
+        temperature: float,
+        softcap: float,
+        bias: NDArray[np.float64] | None,
+        z_loss: float,
+        focal_gamma: float,
+        poly_epsilon: float,
+    ) -> None: ...
+
 def loss(
     logits: NDArray[Any],
     storage: int,
-    labels: NDArray[np.int64] | None,
-    distribution: NDArray[Any] | None,
+    terms: LossTerms,
     row_loss: NDArray[np.float64],
     gradient: NDArray[Any] | None,
-    gradient_scale: float,
-    weights: NDArray[np.float64] | None,
-    ignore_index: int,
-    spike: NDArray[np.float64] | None,
-    dense: NDArray[Any] | None,
-    dense_sum: float,
-    scale: NDArray[Any] | None,
-    shift: NDArray[Any] | None,
-    tolerance: float,
-    temperature: float,
-    softcap: float,
-    bias: NDArray[np.float64] | None,
-    z_loss: float,
-    focal_gamma: float,
-    poly_epsilon: float,
 ) -> tuple[float, tuple[int, float, float] | None]: ...
 def hessian_vector_product(
     logits: NDArray[Any],
     storage: int,
-    labels: NDArray[np.int64] | None,
-    distribution: NDArray[Any] | None,
+    terms: LossTerms,
     vector: NDArray[Any],
     product: NDArray[Any],
-    gradient_scale: float,
-    weights: NDArray[np.float64] | None,
-    ignore_index: int,
-    spike: NDArray[np.float64] | None,
-    dense: NDArray[Any] | None,
-    dense_sum: float,
-    scale: NDArray[Any] | None,
-    shift: NDArray[Any] | None,
-    tolerance: float,
-    temperature: float,
-    softcap: float,
-    bias: NDArray[np.float64] | None,
-    z_loss: float,
-    focal_gamma: float,
-    poly_epsilon: float,
 ) -> tuple[int, float, float] | None: ...
 def row_statistics(
     logits: NDArray[Any],

@@ -168,8 +168,14 @@ def _distribution_in(dtype: np.dtype[Any], rows: NDArray[Any]) -> NDArray[Any]:
 # What a kernel finds: nothing, or a row that is no distribution, its place in the block, sum and least entry.
 _Found = tuple[int, float, float] | None
 
-# The logits, storage, labels and distribution, as every loss kernel takes them.
-_Inputs = tuple[Any, ...]
+
+class _Inputs(NamedTuple):
+    """A block of rows as the kernels read it."""
+
+    logits: NDArray[Any]
+    storage: int
+    distribution: NDArray[Any] | None
+
 
 # Calls one kernel for a block of rows, with its own input besides these (or None), and its output (or None).
 _Call = Callable[[RowIndex, _Inputs, NDArray[Any] | None, Any], _Found]
@@ -206,8 +212,8 @@ class LossKernel:
         rows, totals = np.empty(self.logits.shape[:-1]), []
 
         def call(block: RowIndex, inputs: _Inputs, _: Any, output: Any) -> _Found:
-            arguments = (*inputs, flat(rows, block), output, *self._formula(block, tolerance))
-            total, bad = _native.loss(*arguments)
+            terms = self._terms(block, inputs.distribution, tolerance)
+            total, bad = _native.loss(inputs.logits, inputs.storage, terms, flat(rows, block), output)
             totals.append(total)
             return bad
 
@@ -218,15 +224,17 @@ class LossKernel:
         """Fill `product` with the Hessian of the reduced loss (of the sum for "none") times `vector`."""
 
         def call(block: RowIndex, inputs: _Inputs, direction: Any, output: Any) -> _Found:
-            arguments = (*inputs, direction, output, *self._formula(block, self.labels.tolerance))
-            return _native.hessian_vector_product(*arguments)
+            terms = self._terms(block, inputs.distribution, self.labels.tolerance)
+            return _native.hessian_vector_product(inputs.logits, inputs.storage, terms, direction, output)
 
         self._run(call, vector, product)
 
-    def _formula(self, block: RowIndex, tolerance: float) -> tuple[Any, ...]:
-        """Return the arguments that every loss kernel ends with."""
+    def _terms(self, block: RowIndex, distribution: NDArray[Any] | None, tolerance: float) -> _native.LossTerms:
+        """Return what the kernels are told of a block besides its logits."""
         options, targets, transform = self.options, self.targets, self.options.transform
-        return (
+        return _native.LossTerms(
+            flat(self.labels.indices, block),
+            distribution,
             self.gradient_scale,
             flat(options.sample_weight, block),
             options.ignore_index,
@@ -267,7 +275,9 @@ class LossKernel:
         if vector is not None:
             vector = _readable(vector[block], self.dtype)
         rows = _readable(self.logits[block], self.stored)
-        inputs = (elements(rows), storage_of(self.stored), flat(self.labels.indices, block), q)
+        storage = storage_of(self.stored)
+        assert storage is not None  # the dtypes computed in, and those kept in 16 bits
+        inputs = _Inputs(elements(rows), storage, q)
         if output is None or kernel_reads(output, self.stored):
             self._raise_bad(call(block, inputs, vector, None if output is None else elements(output[block])), block)
             return
