@@ -115,16 +115,17 @@ BadDistribution gathered_softmax(const SoftmaxProblem<T>& problem, Index row, In
   return {};
 }
 
-// Runs rows(begin, end, scratch) on each thread.
+// Runs rows(begin, end, scratch) on each thread, `begin` a multiple of `unit`.
 template <class T, class RunRows>
-BadDistribution run(Index rows, Index classes, Index scratch_elements, const RunRows& run_rows) {
+BadDistribution run(Index rows, Index classes, Index scratch_elements, const RunRows& run_rows, Index unit = 1) {
   if (rows == 0) return {};
   const int threads = threads_for(rows, classes);
   const PerThread<T> scratch(threads, scratch_elements);
   std::vector<BadDistribution> bad(static_cast<std::size_t>(threads));
-  parallel_rows(rows, threads, [&](int thread, Index begin, Index end) {
+  const auto body = [&](int thread, Index begin, Index end) {
     bad[static_cast<std::size_t>(thread)] = run_rows(begin, end, scratch.of(thread));
-  });
+  };
+  parallel_rows(rows, threads, body, unit);
   return first_of(bad);
 }
 
@@ -168,10 +169,13 @@ bool adjacent(const LossProblem<T>& problem) {
 
 template <class T>
 BadDistribution run_loss(const LossProblem<T>& problem, Index rows) {
-  if (suits_tiles(problem, rows))
+  if (suits_tiles(problem, rows)) {
+    const Index classes = problem.classes, size = sizeof(T);
     return run<T>(
-        rows, problem.classes, tile_scratch_elements(problem.classes, sizeof(T)),
-        [&](Index begin, Index end, T* scratch) { return kernels<T>().tiled_loss(problem, begin, end, scratch); });
+        rows, classes, std::max(tile_scratch_elements(classes, size), rowwise_scratch_elements(size)),
+        [&](Index begin, Index end, T* scratch) { return kernels<T>().tiled_loss(problem, begin, end, scratch); },
+        rowwise_rows(classes, size));
+  }
   return run_or_gather<T>(
       rows, problem.classes, adjacent(problem) ? 0 : 2,
       [&](Index begin, Index end, T* scratch) { return kernels<T>().loss(problem, begin, end, scratch); },

@@ -5,13 +5,12 @@
 // kReferenceSlack; the bias keeps terms down to e^-132 (float) from underflowing, so that a sum of 10^5 of them is
 // still right where the label's own term is all but 1.
 //
-// Method: r = R ln 2 for an integer R, so that z - r is never formed, nor rounded; n = round(z / ln 2),
-// f = z - n ln 2 in [-ln 2 / 2, ln 2 / 2], e^f by a polynomial, 2^(n - R) by putting n - R in the exponent. It is read
-// from the low bits of z * log2(e) + 1.5 * 2^(mantissa bits) - R, which already hold the exponent's bias. Where |z| is
-// so large that n would not be exact, r is an origin that is subtracted first, and R is 0.
-// Polynomials: minimax (float, relative error 0.06 * 2^-24 with degree 6) and Chebyshev interpolation (double,
-// 0.15 * 2^-53 with degree 11), computed for this file. Those of the logarithm are minimax too (0.02 of a unit in the
-// last place).
+// Method: r = R ln 2 for an integer R, so that z - r is never formed, nor rounded; n = round(z log2(e)),
+// f = z log2(e) - n in [-1/2, 1/2], 2^f by a polynomial, 2^(n - R) by putting n - R in the exponent. It is read from
+// the low bits of z * log2(e) + 1.5 * 2^(mantissa bits) - R, which already hold the exponent's bias. Where |z| is so
+// large that n would not be exact, r is an origin that is subtracted first, and R is 0.
+// Polynomials: minimax, computed for this file (relative error 1.5 * 2^-24 with degree 5 for float, 0.16 * 2^-53 with
+// degree 11 for double). Those of the logarithm are minimax too (0.02 of a unit in the last place).
 #pragma once
 
 #include <cmath>
@@ -35,8 +34,10 @@ struct ExpTraits<float> {
   static constexpr int kLargestExponent = kHasFma ? 1 << 18 : 1 << 11;
   static constexpr float kLn2High = kHasFma ? 0x1.62e43p-1f : 0x1.62ep-1f;
   static constexpr float kLn2Low = kHasFma ? -0x1.05c61p-29f : 0x1.0bfbe8p-15f;
-  static constexpr float kPolynomial[] = {0x1.6a2434p-10f, 0x1.1239e2p-7f, 0x1.5558f2p-5f, 0x1.555492p-3f,
-                                          0x1.fffffcp-2f};
+  static constexpr float kLog2e = 0x1.715476p+0f;
+  static constexpr float kLog2eLow = 0x1.4ae0cp-26f;
+  static constexpr float kPolynomial[] = {0x1.5bba22p-10f, 0x1.3cea88p-7f, 0x1.c6b752p-5f, 0x1.ebf9bcp-3f,
+                                          0x1.62e42ap-1f};
   static constexpr float kLogPolynomial[] = {0x1.31e34cp-2f, 0x1.995eb6p-2f, 0x1.55557ap-1f};
 };
 
@@ -50,9 +51,12 @@ struct ExpTraits<double> {
   static constexpr int kLargestExponent = 1 << 18;
   static constexpr double kLn2High = 0x1.62e42fee00000p-1;
   static constexpr double kLn2Low = 0x1.a39ef35793c76p-33;
-  static constexpr double kPolynomial[] = {
-      0x1.af38a9b0ec855p-26, 0x1.289185613a3d6p-22, 0x1.71de0dae63bb3p-19, 0x1.a019b90d2ae7ap-16, 0x1.a01a01a7c41d5p-13,
-      0x1.6c16c1788bd90p-10, 0x1.11111111109b3p-7,  0x1.5555555553d63p-5,  0x1.5555555555556p-3,  0x1.0000000000001p-1};
+  static constexpr double kLog2e = 0x1.71547652b82fep+0;
+  static constexpr double kLog2eLow = 0x1.777d0ffda0d24p-56;
+  static constexpr double kPolynomial[] = {0x1.c0638527edf34p-32, 0x1.e605f979c7a5dp-28, 0x1.b54167a0b9061p-24,
+                                           0x1.62bfd49ed0adfp-20, 0x1.ffcbee3b0af8cp-17, 0x1.4309130961163p-13,
+                                           0x1.5d87fe7bbbe07p-10, 0x1.3b2ab6fba1e1cp-7,  0x1.c6b08d7048f31p-5,
+                                           0x1.ebfbdff82c598p-3,  0x1.62e42fefa39f3p-1};
   static constexpr double kLogPolynomial[] = {0x1.2f06355979b5fp-3, 0x1.39a1a6e05cda7p-3, 0x1.74663fa321262p-3,
                                               0x1.c71c5206028d7p-3, 0x1.24924941f5034p-2, 0x1.999999997fd76p-2,
                                               0x1.5555555555592p-1};
@@ -91,8 +95,8 @@ struct Reference {
 
   // z - r; the product with the high part of ln 2 is exact.
   double below(double z) const {
-    using E = ExpTraits<double>;
-    return ((z - origin) - exponent * E::kLn2High) - exponent * E::kLn2Low;
+    using D = ExpTraits<double>;
+    return ((z - origin) - exponent * D::kLn2High) - exponent * D::kLn2Low;
   }
   double below(long double z) const {
     return static_cast<double>((z - origin) - exponent * 0x1.62e42fefa39ef35793c7673007e6p-1L);
@@ -125,12 +129,6 @@ struct ReferenceVectors {
   // R, a whole number.
   ALWAYS_INLINE Vec<T> exponent() const { return (E::kMagic + static_cast<T>(kBias)) - magic; }
 
-  // z - r, as exact as T allows where z is near r: the product with the high part of ln 2 is exact.
-  ALWAYS_INLINE Vec<T> below(Vec<T> z) const {
-    const Vec<T> n = exponent();
-    return fused_multiply_add(n, splat<T>(-E::kLn2Low), fused_multiply_add(n, splat<T>(-E::kLn2High), z - origin));
-  }
-
   using E = ExpTraits<T>;
   static constexpr int kBias = E::kExponentBias + E::kExpBias;
   Vec<T> origin;
@@ -143,42 +141,33 @@ struct ReferenceVectors {
       : origin(origin_), magic(magic_), lowest(lowest_), has_origin(has_origin_) {}
 };
 
-// (e^f - 1 - f) / f^2: Horner's rule for double, and for float a shorter chain of dependent steps (Estrin's scheme).
-ALWAYS_INLINE Vec<double> exp_polynomial(Vec<double> f, Vec<double>) {
-  constexpr auto& c = ExpTraits<double>::kPolynomial;
-  Vec<double> p = splat(c[0]);
-#pragma GCC unroll 16
-  for (unsigned i = 1; i < sizeof c / sizeof c[0]; ++i) p = fused_multiply_add(p, f, splat(c[i]));
-  return p;
-}
-ALWAYS_INLINE Vec<float> exp_polynomial(Vec<float> f, Vec<float> f_squared) {
-  constexpr auto& c = ExpTraits<float>::kPolynomial;
-  const Vec<float> low = fused_multiply_add(splat(c[3]), f, splat(c[4]));
-  const Vec<float> high = fused_multiply_add(splat(c[0]), f_squared, fused_multiply_add(splat(c[1]), f, splat(c[2])));
-  return fused_multiply_add(high, f_squared, low);
-}
-
-// 2^n e^f, where `shifted` holds n in its low bits.
+// 2^n 2^f, where `shifted` holds n in its low bits: 2^f = 1 + f P(f), P by Horner's rule.
 template <class T>
-ALWAYS_INLINE Vec<T> exp_of_reduced(Vec<T> f, Vec<T> shifted) {
+ALWAYS_INLINE Vec<T> exp2_of_reduced(Vec<T> f, Vec<T> shifted) {
   using E = ExpTraits<T>;
   using Bits = Vec<typename E::Bits>;
   const Vec<T> power = (Vec<T>)((Bits)shifted << E::kMantissaBits);
-  const Vec<T> f_squared = f * f;
-  return fused_multiply_add(fused_multiply_add(f_squared, exp_polynomial(f, f_squared), f), power, power);
+  Vec<T> p = splat(E::kPolynomial[0]);
+#pragma GCC unroll 16
+  for (unsigned i = 1; i < sizeof E::kPolynomial / sizeof(T); ++i)
+    p = fused_multiply_add(p, f, splat(E::kPolynomial[i]));
+  return fused_multiply_add(p, f * power, power);
+}
+
+// t log2(e) - n.
+template <class T>
+ALWAYS_INLINE Vec<T> reduced(Vec<T> t, Vec<T> n) {
+  using E = ExpTraits<T>;
+  if constexpr (kHasFma) return fused_multiply_add(t, splat(E::kLog2eLow), fused_multiply_add(t, splat(E::kLog2e), -n));
+  return ((t - n * E::kLn2High) - n * E::kLn2Low) * E::kLog2e;
 }
 
 template <class T>
 ALWAYS_INLINE Vec<T> scaled_exp(Vec<T> z, const ReferenceVectors<T>& reference) {
-  using E = ExpTraits<T>;
-  constexpr T kLog2e = static_cast<T>(0x1.71547652b82fep+0);
-
-  const Vec<T> t = keep_nan_max(reference.lowest, z - reference.origin);
-  const Vec<T> shifted = fused_multiply_add(t, splat<T>(kLog2e), reference.magic);
-  const Vec<T> n = shifted - reference.magic;
-  Vec<T> f = fused_multiply_add(n, splat<T>(-E::kLn2High), t);
-  f = fused_multiply_add(n, splat<T>(-E::kLn2Low), f);
-  return exp_of_reduced<T>(f, shifted);
+  if (reference.has_origin) z -= reference.origin;
+  const Vec<T> t = keep_nan_max(reference.lowest, z);
+  const Vec<T> shifted = fused_multiply_add(t, splat(ExpTraits<T>::kLog2e), reference.magic);
+  return exp2_of_reduced<T>(reduced<T>(t, shifted - reference.magic), shifted);
 }
 
 // The same of high + low, a sum that T cannot hold: low is no more than a few units in high's last place, and 0 where
@@ -188,21 +177,19 @@ constexpr T kLargestWithLow = sizeof(T) == 8 ? T(0x1p53) : T(0x1p24);
 
 template <class T>
 ALWAYS_INLINE Vec<T> scaled_exp(Vec<T> high, Vec<T> low, const ReferenceVectors<T>& reference) {
-  using E = ExpTraits<T>;
-  constexpr T kLog2e = static_cast<T>(0x1.71547652b82fep+0);
-
-  Vec<T> t = high - reference.origin;
+  constexpr T kLog2e = ExpTraits<T>::kLog2e;
+  Vec<T> t = high;
   if (reference.has_origin) {
+    t -= reference.origin;
     // low may be too large for the polynomial, but the difference is exact, where the result is not 0.
     const auto far = reference.origin != T{0};
     t = far ? t + low : t;
     low = far ? Vec<T>{} : low;
   }
   t = keep_nan_max(reference.lowest, t);
-  const Vec<T> shifted = fused_multiply_add(t, splat<T>(kLog2e), reference.magic);
-  const Vec<T> n = shifted - reference.magic;
-  const Vec<T> rest = fused_multiply_add(n, splat<T>(-E::kLn2Low), low);
-  return exp_of_reduced<T>(fused_multiply_add(n, splat<T>(-E::kLn2High), t) + rest, shifted);
+  const Vec<T> shifted = fused_multiply_add(t, splat(kLog2e), reference.magic);
+  const Vec<T> f = fused_multiply_add(low, splat(kLog2e), reduced<T>(t, shifted - reference.magic));
+  return exp2_of_reduced<T>(f, shifted);
 }
 
 // log(1 + x) for x >= 0, to about a unit in the last place, however small or large x is; NaN stays NaN.

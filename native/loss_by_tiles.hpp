@@ -2,6 +2,7 @@
 #pragma once
 
 #include "narrow.hpp"
+#include "rowwise.hpp"
 #include "tile_loss.hpp"
 
 namespace softmaxloss::SOFTMAXLOSS_ISA {
@@ -52,6 +53,10 @@ void loss_by_tiles(const LossProblem<T>& problem, Index begin, Index end, T* scr
   for (Index row = begin; row < end;) {
     const Index count = std::min(most, end - row);
     pack(tile, logits, row, count);
+    if (row + count < end && logits.stride() == sizeof(T)) {
+      tile.ahead = logits.start_of(row + count);
+      tile.ahead_class_stride = problem.logits.class_stride;
+    }
     loss.run(row, count);
     if constexpr (kGradient) unpack<T, kKind>(tile, gradient, row, count, problem.stream);
     row += count;
@@ -74,12 +79,37 @@ void loss_of_kind(const LossProblem<T>& problem, Index begin, Index end, T* scra
     loss_by_tiles<T, TileKind::kPlain, kGradient>(problem, begin, end, scratch);
 }
 
+// Whether rows of adjacent classes, at least a vector of them, lie one after another: those that rowwise.hpp takes.
+template <class T, class Byte>
+bool lie_in_a_row(const RowsOf<Byte>& rows, Index classes) {
+  const Runs<Byte> runs(rows);
+  return classes >= kLanes<T> && classes <= kMostRowwiseClasses && rows.storage == kStorageOf<T> &&
+         classes_are_adjacent(rows, classes) && runs.are_one() &&
+         runs.stride() == classes * static_cast<Index>(sizeof(T));
+}
+
+template <class T, bool kGradient>
+void loss_of_tiles(const LossProblem<T>& problem, Index begin, Index end, T* scratch) {
+  const Index classes = problem.classes;
+  const bool rowwise = !problem.targets.dense && problem.formula.is_cross_entropy() &&
+                       lie_in_a_row<T>(problem.logits, classes) &&
+                       (!kGradient || lie_in_a_row<T>(problem.gradient, classes));
+  if (!rowwise) return loss_of_kind<T, kGradient>(problem, begin, end, scratch);
+  RowwiseLoss<T, kGradient> loss(problem, scratch);
+  const Index height = rowwise_rows(classes, sizeof(T));
+  for (Index row = begin; row < end; row += height) {
+    const Index count = std::min(height, end - row);
+    if (!loss.run(row, count)) loss_of_kind<T, kGradient>(problem, row, row + count, scratch);
+  }
+  if (problem.stream) stream_fence();
+}
+
 template <class T>
 BadDistribution tiled_loss(const LossProblem<T>& problem, Index begin, Index end, T* scratch) {
   if (problem.gradient)
-    loss_of_kind<T, true>(problem, begin, end, scratch);
+    loss_of_tiles<T, true>(problem, begin, end, scratch);
   else
-    loss_of_kind<T, false>(problem, begin, end, scratch);
+    loss_of_tiles<T, false>(problem, begin, end, scratch);
   return {};
 }
 

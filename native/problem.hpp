@@ -160,11 +160,23 @@ constexpr Index tile_scratch_elements(Index classes, Index element_size) {
   return 2 * classes * tile_stride(classes, element_size) + 64 / element_size;
 }
 
+// The same for rows of few classes taken as they lie: rowwise.hpp.
+constexpr Index kRowwiseBytes = 16 * 1024, kMostRowwiseClasses = 64;
+constexpr Index rowwise_rows(Index classes, Index element_size) {
+  constexpr Index kUnit = 16;  // whole vectors of rows
+  const Index rows = kRowwiseBytes / (classes * element_size) / kUnit * kUnit;
+  return rows > kMostTileRows ? kMostTileRows : rows > kUnit ? rows : kUnit;
+}
+
+// Two tiles, with room for whole vectors past their end.
+constexpr Index rowwise_scratch_elements(Index element_size) { return 2 * (kRowwiseBytes / element_size + 256); }
+
 template <class T>
 struct Kernels {
   // Rows [begin, end). Returns the first bad distribution met, if any (the rows after it are left out).
   BadDistribution (*loss)(const LossProblem<T>&, Index begin, Index end, T* scratch);
-  // The same of index labels without a transform, of many rows at once, in any layout.
+  // The same of index labels without a transform, of many rows at once, in any layout. `begin` is a multiple of
+  // rowwise_rows.
   BadDistribution (*tiled_loss)(const LossProblem<T>&, Index begin, Index end, T* scratch);
   BadDistribution (*hessian)(const HessianProblem<T>&, Index begin, Index end, T* scratch);
   void (*statistics)(const StatisticsProblem<T>&, Index begin, Index end, T* scratch);

@@ -23,6 +23,7 @@ class Runs {
 
   const RowsOf<Byte>& rows() const { return rows_; }
   Index stride() const { return stride_; }  // bytes from a row to the next of its run
+  bool are_one() const { return outer_axes_ == 0; }
 
   Byte* start_of(Index row) const {
     Byte* start = rows_.data + row % length_ * stride_;

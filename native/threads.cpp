@@ -35,10 +35,12 @@ int threads_for(Index rows, Index elements_per_row) {
   return static_cast<int>(std::max<Index>(1, std::min({Index{num_threads}, rows, worth})));
 }
 
-void parallel_rows(Index rows, int threads, const std::function<void(int, Index, Index)>& body) {
+void parallel_rows(Index rows, int threads, const std::function<void(int, Index, Index)>& body, Index unit) {
   if (threads == 1) return body(0, 0, rows);
+  const Index units = (rows + unit - 1) / unit;
   const auto part = [&](Index thread, Index team) {
-    body(static_cast<int>(thread), rows * thread / team, rows * (thread + 1) / team);
+    const auto start = [&](Index part) { return std::min(units * part / team * unit, rows); };
+    body(static_cast<int>(thread), start(thread), start(thread + 1));
   };
 #if defined(__SANITIZE_THREAD__)
   // ThreadSanitizer cannot see how libgomp, which is not built with it, starts and joins threads: whatever passes from

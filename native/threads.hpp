@@ -14,7 +14,9 @@ void set_num_threads(int threads);
 // wake another, and in a forked child (an OpenMP region there would wait for threads that fork did not copy).
 int threads_for(Index rows, Index elements_per_row);
 
-// body(thread, begin, end) over [0, rows), in as many contiguous ranges as there are threads.
-void parallel_rows(Index rows, int threads, const std::function<void(int thread, Index begin, Index end)>& body);
+// body(thread, begin, end) over [0, rows), in as many contiguous ranges as there are threads, each of which begins at a
+// multiple of `unit`.
+void parallel_rows(Index rows, int threads, const std::function<void(int thread, Index begin, Index end)>& body,
+                   Index unit = 1);
 
 }  // namespace softmaxloss

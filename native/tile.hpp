@@ -30,6 +30,7 @@ class Tile {
         stride(tile_stride(classes_, sizeof(T))),
         capacity(tile_rows(classes_, sizeof(T))),
         staging(memory + classes_ * stride),
+        ahead(reinterpret_cast<const char*>(memory)),
         data_(memory) {}
 
   T* of_class(Index j) { return data_ + j * stride; }
@@ -38,6 +39,11 @@ class Tile {
   const Index classes, stride, capacity;
   T* const staging;          // room for the tile's rows, one after another
   const T* dense = nullptr;  // the dense targets, or null for none
+
+  // Where the logits of the next tile lie, and how many bytes apart its classes: asked for while this one is computed.
+  // Until there is a next one, anywhere.
+  const char* ahead;
+  Index ahead_class_stride = 0;
 
   // One a row. Packing may fill a vector more than there are rows.
   static constexpr Index kRows = kMostTileRows + kLanes<T>;

@@ -6,29 +6,11 @@
 #include <limits>
 
 #include "exp.hpp"
+#include "ordinary.hpp"
 #include "row.hpp"
 #include "tile.hpp"
 
 namespace softmaxloss::SOFTMAXLOSS_ISA {
-
-// Bounds within which a row's loss and factors are computed in T without underflow, overflow, or loss of digits; e_j
-// are scaled by 2^kExpBias, and a sum of them is below 2^(kExpBias + 21). Other rows are done anew, in double.
-template <class T>
-struct Ordinary;
-template <>
-struct Ordinary<float> {
-  static constexpr float kLeastPivot = 0x1p-41f;  // rest / e_y is below 2^126
-  static constexpr float kLeastRest = 0x1p-50f;   // rest / e_y is a normal number
-  static constexpr double kLeastScale = 0x1p-41;  // a / total is a normal number
-  static constexpr double kMostScale = 0x1p100;
-};
-template <>
-struct Ordinary<double> {
-  static constexpr double kLeastPivot = 0x1p-600;
-  static constexpr double kLeastRest = 0x1p-600;
-  static constexpr double kLeastScale = 0x1p-600;
-  static constexpr double kMostScale = 0x1p1000;
-};
 
 // From the logits in a tile to losses, and a tile from which the gradient is unpacked.
 template <class T, TileKind kKind, bool kGradient>
@@ -41,7 +23,7 @@ class TileLoss {
         classes_(problem.classes),
         weighted_(kSmoothed || targets_.spike || problem.weights) {
     tile.dense = targets_.dense;
-    if (!weighted_) std::fill_n(a_, tile.capacity, ordinary_scale(problem.gradient_scale));
+    if (!weighted_) std::fill_n(a_, tile.capacity, ordinary_scale<T>(problem.gradient_scale));
   }
 
   // The tile holds the rows [row, row + count).
@@ -63,7 +45,7 @@ class TileLoss {
 
     if (!problem_.formula.is_cross_entropy()) {
       for (Index i = 0; i < count; ++i) redo(row, i);
-    } else if (any_zero(ordinary)) {
+    } else if (any_zero<T>(ordinary)) {
       for (Index i = 0; i < count; ++i)
         if (!ordinary_[i]) redo(row, i);
     }
@@ -74,12 +56,6 @@ class TileLoss {
   static constexpr bool kSmoothed = kKind == TileKind::kSmoothed;
   static constexpr T kInfinity = std::numeric_limits<T>::infinity();
   static constexpr Index kRows = Tile<T>::kRows;
-
-  static bool any_zero(Integers<T> v) {
-    bool zero = false;
-    for (int i = 0; i < kLanes<T>; ++i) zero |= v[i] == 0;
-    return zero;
-  }
 
   // The lanes past the last row hold nothing that would be slow.
   void pad(Index count) {
@@ -101,6 +77,11 @@ class TileLoss {
       const Index label = labels[i];
       tile_.label[i] = static_cast<std::uint64_t>(label) < classes ? static_cast<Bits>(label) : Bits{-1};
       least = std::min(least, tile_.label[i]);
+    }
+    if (static_cast<std::uint64_t>(targets_.ignore_index) < classes) {
+      least = -1;
+      for (Index i = 0; i < count; ++i)
+        if (labels[i] == targets_.ignore_index) tile_.label[i] = -1;
     }
     if (weighted_) take_weights(row, count);
     if (least < 0) {
@@ -129,20 +110,14 @@ class TileLoss {
       if constexpr (kSmoothed) spike_[i] = static_cast<T>(spike);
       if constexpr (kGradient) {
         const double b = problem_.gradient_scale * weight;
-        a_[i] = ordinary_scale(b * (spike + dense_sum));
-        if constexpr (kSmoothed) b_[i] = ordinary_scale(b);
+        a_[i] = ordinary_scale<T>(b * (spike + dense_sum));
+        if constexpr (kSmoothed) b_[i] = ordinary_scale<T>(b);
       }
     }
   }
 
   double spike_of(Index label) const { return targets_.spike ? targets_.spike[label] : 1.0; }
   double weight_of(Index row) const { return problem_.weights ? problem_.weights[row] : 1.0; }
-
-  static T ordinary_scale(double scale) {
-    const double magnitude = std::abs(scale);
-    const bool within = magnitude >= Ordinary<T>::kLeastScale && magnitude <= Ordinary<T>::kMostScale;
-    return within || magnitude == 0.0 ? static_cast<T>(scale) : std::numeric_limits<T>::quiet_NaN();
-  }
 
   // Takes the labels' logits out of the tile, so that the sums are over the others.
   void take_labels_out(Index count) {
@@ -169,7 +144,6 @@ class TileLoss {
 
   // The losses and factors of a vector of rows. Tells, lane by lane, which are ordinary.
   ALWAYS_INLINE Integers<T> finish(Index i, double* loss) {
-    constexpr T kMost = std::numeric_limits<T>::max();
     const T dense_sum = static_cast<T>(targets_.dense_sum);
     const Vec<T> of_pivot = load(of_pivot_ + i);
     Vec<T> rest = load(rest_ + i);
@@ -190,13 +164,12 @@ class TileLoss {
     }
     store_as_doubles(loss, value);
 
-    Integers<T> ordinary = (of_pivot >= Ordinary<T>::kLeastPivot) & (value <= kMost) &
-                           ((rest >= Ordinary<T>::kLeastRest) | (rest == T{0}));
+    Integers<T> ordinary = is_ordinary_loss<T>(of_pivot, rest, value);
     std::memcpy(has_loss_ + i, &ordinary, sizeof ordinary);
     if constexpr (kGradient) {
       const Vec<T> factor = load(a_ + i) / (rest + of_pivot);
       store(tile_.factor + i, factor);
-      ordinary &= (factor <= kMost) & (factor >= -kMost);
+      ordinary &= is_ordinary_factor<T>(factor);
       if constexpr (kSmoothed) {
         // b (sum(t) p_y - t_y) = factor * at_label - b dense_y, with 1 - p_y = rest / total.
         const Vec<T> b = load(b_ + i), spike = load(spike_ + i);
@@ -235,10 +208,15 @@ class TileLoss {
     const Index stride = tile_.stride;
     return sum_blocks([&](Index begin, Index count) __attribute__((always_inline)) {
       T* p = tile_.of_class(begin) + i;
+      const Index ahead_stride = tile_.ahead_class_stride;
+      const char* ahead = tile_.ahead + begin * ahead_stride + i * static_cast<Index>(sizeof(T));
       Vec<T> sum[kUnroll] = {};
-      for (; count >= kUnroll; count -= kUnroll, p += kUnroll * stride) {
+      for (; count >= kUnroll; count -= kUnroll, p += kUnroll * stride, ahead += kUnroll * ahead_stride) {
 #pragma GCC unroll 4
-        for (int u = 0; u < kUnroll; ++u) sum[u] += term(p + u * stride, load(p + u * stride), reference);
+        for (int u = 0; u < kUnroll; ++u) {
+          __builtin_prefetch(ahead + u * ahead_stride, 0, 2);
+          sum[u] += term(p + u * stride, load(p + u * stride), reference);
+        }
       }
       for (; count > 0; --count, p += stride) sum[0] += term(p, load(p), reference);
       return (sum[0] + sum[1]) + (sum[2] + sum[3]);

@@ -70,6 +70,44 @@ def test_the_same_bits_for_any_number_of_threads(shape, axis, instruction_set, k
         np.testing.assert_array_equal(grad, answers[0][1])
 
 
+@pytest.mark.parametrize("shape", [(40, 3), (40, 20), (40, 1), (3, 40), (20, 5, 7)])
+@pytest.mark.parametrize("names", [(), ("class_weight", "sample_weight"), ("label_smoothing",)], ids=ids)
+def test_an_ignored_label_may_be_a_class(names, shape, instruction_set):
+    rng = np.random.default_rng(1)
+    axis = 0 if shape[0] != 40 else -1
+    rows = np.delete(shape, axis)
+    logits, labels = rng.standard_normal(shape, dtype=np.float32), rng.integers(0, shape[axis], rows)
+    weights = {"class_weight": np.linspace(1, 2, shape[axis]), "sample_weight": rng.random(rows)}
+    options = {name: weights.get(name, 0.25) for name in names}
+    elsewhere = np.where(labels == 0, -1, labels)
+    for reduction in REDUCTIONS:
+        found = sl.softmax_cross_entropy_and_grad(
+            logits, labels, axis=axis, ignore_index=0, reduction=reduction, **options
+        )
+        expected = sl.softmax_cross_entropy_and_grad(
+            logits, elsewhere, axis=axis, ignore_index=-1, reduction=reduction, **options
+        )
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+    assert (np.moveaxis(found[1], axis, -1)[labels == 0] == 0).all()
+
+
+@pytest.mark.parametrize("offset", [0, -30, -60, -200, 1e4, -np.inf])
+@pytest.mark.parametrize("classes", [3, 16, 33, 64])
+def test_rows_far_from_the_others(classes, offset, instruction_set):
+    """What else is computed with a row, large, small, masked or NaN, changes nothing of it."""
+    rng = np.random.default_rng(2)
+    logits = rng.standard_normal((300, classes), dtype=np.float32) * 3
+    logits[::7] += offset
+    logits[250] = np.nan
+    labels = rng.integers(0, classes, 300)
+    loss, grad = sl.softmax_cross_entropy_and_grad(logits, labels, reduction="none")
+    for row in [0, 1, 7, 8, 249, 250, 251, 299]:
+        alone, grad_alone = sl.softmax_cross_entropy_and_grad(logits[row], labels[row])
+        np.testing.assert_allclose(loss[row], alone, rtol=2e-6)
+        np.testing.assert_allclose(grad[row], grad_alone, rtol=1e-5)
+
+
 def test_a_label_that_has_changed_since_it_was_checked():
     """The row is NaN, and nothing outside of it is read or written."""
     logits, labels = np.zeros((40, 5), np.float32), np.zeros(40, np.int64)
