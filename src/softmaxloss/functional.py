@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from softmaxloss.backends import backend_of
+from softmaxloss.backends import numpy as numpy_backend
 from softmaxloss.backends.kernel import reduced, reduction_scale, survey_labels
 from softmaxloss.backends.layout import (
     RowIndex,
@@ -193,7 +194,10 @@ def one_hot(labels: ArrayLike, num_classes: int, *, axis: int = -1, dtype: DType
     [[0. 1. 0.]
      [1. 0. 0.]]
     """
-    backend_of(labels)
+    backend = backend_of(labels)
+    if backend is not numpy_backend:
+        answer: NDArray[Any] = backend.one_hot(labels, num_classes, axis=axis, dtype=dtype)
+        return answer
     classes = integer("num_classes", num_classes)
     if classes < 1:
         raise ValueError(f"num_classes is {classes}; expected at least 1")
@@ -255,11 +259,14 @@ def cross_entropy(
     >>> print(sl.cross_entropy([[0.1, 0.2, 0.7], [0.8, 0.1, 0.1]], [2, 0]))
     0.2899092476264711
     """
-    backend_of(probabilities)
+    given_options = GivenOptions(reduction, sample_weight, class_weight, ignore_index)
+    backend = backend_of(probabilities)
+    if backend is not numpy_backend:
+        return backend.cross_entropy(probabilities, labels, axis, given_options)
     given = as_logits(probabilities, "probabilities")
     p = class_axis_last(given, axis)
     rows_shape, classes = p.shape[:-1], classes_of(p)
-    options = in_range(GivenOptions(reduction, sample_weight, class_weight, ignore_index).check(rows_shape, classes))
+    options = in_range(given_options.check(rows_shape, classes))
     target = resolve_labels(labels, given.shape, axis)
     survey = survey_labels(target, options, rows_shape, classes)
     losses = np.empty(rows_shape)

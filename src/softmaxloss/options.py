@@ -147,7 +147,7 @@ def scalar(
     elif at_least > -math.inf:
         valid, expected = at_least <= number < math.inf, f"at least {at_least:g} and finite"
     else:
-        valid, expected = math.isfinite(number), "finite"
+        valid, expected = -math.inf < number < math.inf, "finite"
     if not valid:
         raise ValueError(f"{name} is {number}; it must be {expected}")
     return number

@@ -1,25 +1,29 @@
-"""Kinds of arrays: for each a module that says how it reaches the kernels."""
+"""Kinds of arrays: for each a module that says how it reaches the kernels, imported when the first such array comes."""
 
 from types import ModuleType
 from typing import Any
 
 from softmaxloss.backends import numpy as numpy_backend
 
-# Kinds that numpy.asarray would silently turn into NumPy arrays, where their users expect an answer in kind.
-_NOT_YET = {
-    "torch": "a PyTorch tensor",
-    "jax": "a JAX array",
-    "jaxlib": "a JAX array",
-    "dask": "a Dask array",
-}
-
 
 def backend_of(array: Any) -> ModuleType:
-    """Return the backend for this kind of array: NumPy's for whatever `numpy.asarray` takes."""
-    package = type(array).__module__.partition(".")[0]
-    if package in _NOT_YET:
-        raise TypeError(
-            f"got {_NOT_YET[package]}; this version takes NumPy arrays and what numpy.asarray takes: "
-            "pass numpy.asarray(array), detached from any graph"
-        )
+    """Return the backend for this kind of array, by the package that its class, or one it derives from, is defined in.
+
+    NumPy's is for whatever `numpy.asarray` takes, but for kinds whose users expect an answer in kind.
+    """
+    for cls in type(array).__mro__:
+        package = cls.__module__.partition(".")[0]
+        if package == "torch":
+            from softmaxloss.backends import torch as torch_backend
+
+            return torch_backend
+        if package in ("jax", "jaxlib"):
+            from softmaxloss.backends import jax as jax_backend
+
+            return jax_backend
+        if package == "dask":
+            raise TypeError(
+                "got a Dask array; this version takes NumPy arrays, PyTorch tensors, JAX arrays and what numpy.asarray "
+                "takes: pass numpy.asarray(array)"
+            )
     return numpy_backend
