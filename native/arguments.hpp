@@ -6,15 +6,12 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 
-#include <algorithm>
-#include <cmath>
-#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <type_traits>
-#include <vector>
 
 #include "problem.hpp"
+#include "setup.hpp"
 
 namespace softmaxloss {
 
@@ -97,29 +94,6 @@ const T* class_vector(const std::optional<Array>& array, Index classes) {
   return static_cast<const T*>(array->data());
 }
 
-// A transform, and the parts of its bias.
-template <class T>
-class OwnedTransform {
- public:
-  OwnedTransform(double temperature, double softcap, const std::optional<Vector<double>>& bias, Index classes)
-      : transform_{temperature, softcap, pointer(bias, classes), nullptr, nullptr} {
-    if (!bias) return;
-    for (Index j = 0; j < classes; ++j) {
-      constexpr double kMost = std::numeric_limits<T>::max();
-      const double value = bias->data()[j];
-      high_.push_back(static_cast<T>(std::isfinite(value) ? std::clamp(value, -kMost, kMost) : value));
-      low_.push_back(std::abs(value) < kMost ? static_cast<T>(value - static_cast<double>(high_.back())) : T{0});
-    }
-    transform_.bias_high = high_.data();
-    transform_.bias_low = low_.data();
-  }
-  const Transform<T>& get() const { return transform_; }
-
- private:
-  Transform<T> transform_;
-  std::vector<T> high_, low_;
-};
-
 // What the loss and its Hessian product have in common: labels, weights and options. See Targets and RowFormula.
 struct LossTerms {
   std::optional<Vector<Index>> labels;
@@ -168,20 +142,11 @@ LossProblem<T> loss_problem(const Array& logits, int storage, const LossTerms& i
   return problem;
 }
 
-// Streamed stores pay where the gradient will not be found in cache anyway: a third-level cache holds some 32 MiB (at
-// that size ordinary stores are 10% faster, at twice that 20% slower).
-inline bool worth_streaming(Index elements, Storage storage) {
-  constexpr Index kCacheBytes = 32 * 1024 * 1024;
-  return elements * size_of(storage) >= kCacheBytes;
-}
-
 template <class T>
 void set_gradient(LossProblem<T>& problem, const Array& logits, const OutArray& gradient) {
   require_same_shape(logits, gradient);
   problem.gradient = rows_of(gradient, problem.logits.storage);
-  problem.stream = problem.gradient.data != problem.logits.data &&
-                   reinterpret_cast<std::uintptr_t>(problem.gradient.data) % sizeof(T) == 0 &&
-                   worth_streaming(row_count(logits) * problem.classes, problem.logits.storage);
+  problem.stream = may_stream(problem, row_count(logits));
 }
 
 }  // namespace softmaxloss

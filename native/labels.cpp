@@ -30,7 +30,8 @@ LabelSurvey survey_labels(const Index* labels, Index rows, Index classes, Index 
       if (y == ignore_index) continue;
       if (y < 0 || y >= classes) return {begin + i, counted, 0.0};
       ++counted;
-      if (weights || class_weight) total.add((weights ? weights[begin + i] : 1.0) * (class_weight ? class_weight[y] : 1.0));
+      if (weights || class_weight)
+        total.add((weights ? weights[begin + i] : 1.0) * (class_weight ? class_weight[y] : 1.0));
     }
   }
   return {-1, counted, weights || class_weight ? total.value() : static_cast<double>(counted)};

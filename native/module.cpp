@@ -14,6 +14,7 @@
 #include "dispatch.hpp"
 #include "driver.hpp"
 #include "labels.hpp"
+#include "requests.hpp"
 #include "threads.hpp"
 
 namespace softmaxloss {
@@ -33,7 +34,8 @@ std::tuple<double, Found> loss(const Array& logits, int storage, const LossTerms
   return by_storage(static_cast<Storage>(storage), [&](auto zero) {
     using T = decltype(zero);
     LossProblem<T> problem = loss_problem<T>(logits, storage, terms);
-    const OwnedTransform<T> transform(terms.temperature, terms.softcap, terms.bias, problem.classes);
+    const OwnedTransform<T> transform(terms.temperature, terms.softcap, pointer(terms.bias, problem.classes),
+                                      problem.classes);
     problem.transform = transform.get();
     problem.loss = row_loss.data();
     if (gradient) set_gradient(problem, logits, *gradient);
@@ -50,7 +52,8 @@ Found hessian_vector_product(const Array& logits, int storage, const LossTerms& 
     using T = decltype(zero);
     HessianProblem<T> problem;
     problem.loss = loss_problem<T>(logits, storage, terms);
-    const OwnedTransform<T> transform(terms.temperature, terms.softcap, terms.bias, problem.loss.classes);
+    const OwnedTransform<T> transform(terms.temperature, terms.softcap, pointer(terms.bias, problem.loss.classes),
+                                      problem.loss.classes);
     problem.loss.transform = transform.get();
     set_gradient(problem.loss, logits, product);
     problem.vector = rows_of(vector, storage_of(vector, static_cast<int>(kStorageOf<T>)));
@@ -71,7 +74,7 @@ void row_statistics(const Array& logits, int storage, const std::optional<Vector
     StatisticsProblem<T> problem;
     problem.classes = classes_of(logits);
     problem.logits = rows_of(logits, storage_of(logits, storage));
-    const OwnedTransform<T> transform(temperature, softcap, bias, problem.classes);
+    const OwnedTransform<T> transform(temperature, softcap, pointer(bias, problem.classes), problem.classes);
     problem.transform = transform.get();
     problem.labels = pointer(labels, rows);
     problem.loss = pointer(loss, rows);
@@ -183,5 +186,7 @@ NB_MODULE(_native, m) {
   m.def("supported_instruction_sets", &supported_instruction_sets);
   m.def("instruction_set", &instruction_set);
   m.def("set_instruction_set", &set_instruction_set, nb::arg("name"));
+  static const Requests requests;
+  m.attr("requests") = nb::capsule(&requests, "softmaxloss.requests");
   m.attr("compiler") = SOFTMAXLOSS_COMPILER;
 }

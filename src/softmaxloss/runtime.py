@@ -3,6 +3,7 @@
 import os
 import platform
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
@@ -79,8 +80,10 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, object
     ----------
     mode : {"stdout", "dicts"}
         Print the facts, or return them as a dict: ``softmaxloss``, ``numpy`` and ``python`` (versions),
-        ``compiler``, ``machine``, ``instruction_set`` (the one in use), ``supported_instruction_sets`` (best first)
-        and ``num_threads``. The environment variable ``SOFTMAXLOSS_INSTRUCTION_SET`` picks another one at import.
+        ``compiler``, ``machine``, ``instruction_set`` (the one in use), ``supported_instruction_sets`` (best first),
+        ``num_threads`` and ``jax_ffi`` (whether the calls were built by which XLA reaches the kernels on CPUs; without
+        them JAX arrays are computed in plain JAX). The environment variable ``SOFTMAXLOSS_INSTRUCTION_SET`` picks
+        another instruction set at import.
 
     Raises
     ------
@@ -105,6 +108,7 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, object
         "instruction_set": _native.instruction_set(),
         "supported_instruction_sets": _native.supported_instruction_sets(),
         "num_threads": _native.get_num_threads(),
+        "jax_ffi": find_spec("softmaxloss._xla") is not None,
     }
     if mode == "dicts":
         return facts
