@@ -9,19 +9,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, cases, dense, memory, tables
+from benchmarks import accuracy, cases, dense, memory, tables, training
 from benchmarks.answers import ANSWERS
-from benchmarks.contenders import CONTENDERS, OURS, available
+from benchmarks.contenders import CONTENDERS, IN_JAX, IN_TORCH, available
 from benchmarks.machine import facts
 from benchmarks.operations import OPERATIONS
+from benchmarks.rotation import CALL_BYTES
 from benchmarks.worker import WorkerError
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    present, left_out = available([name for name in CONTENDERS if name in (OURS, *options.contenders)])
-    if OURS in left_out:
-        print(f"{left_out[OURS]}: install the repository first, with pip install -e .", file=sys.stderr)
+    everyone = _FRAMEWORKS.get(options.command, CONTENDERS)
+    ours = next(iter(everyone))
+    present, left_out = available([name for name in everyone if name in (ours, *options.contenders)])
+    if ours in left_out:
+        print(f"{left_out[ours]}: install the repository first, with pip install -e '.[bench]'", file=sys.stderr)
         return 1
     results: dict[str, Any] = {"command": options.command, "machine": facts(), "left_out": left_out}
     try:
@@ -51,6 +54,22 @@ def _memory(options: argparse.Namespace, present: list[str], results: dict[str, 
     return tables.memory(results)
 
 
+def _framework(options: argparse.Namespace, present: list[str], results: dict[str, Any]) -> str:
+    usual = cases.TORCH if options.command == "torch" else cases.JAX
+    # The memory of smaller logits is lost in that of the call.
+    sized = [case for case in options.cases if case.nbytes >= CALL_BYTES] if options.cases else cases.MEMORY
+    effort = dense.QUICK if options.quick else dense.FULL
+    results["contenders"] = present
+    results["cases"] = dense.measure(present, options.cases or usual, effort)
+    results["memory"] = memory.measure(present, sized)
+    return tables.frameworks(results)
+
+
+def _training(options: argparse.Namespace, present: list[str], results: dict[str, Any]) -> str:
+    results["runs"] = training.measure(training.QUICK if options.quick else training.FULL)
+    return training.table(results)
+
+
 def _accuracy(options: argparse.Namespace, present: list[str], results: dict[str, Any]) -> str:
     if not importlib.util.find_spec("mpmath"):
         raise ModuleNotFoundError("mpmath is not installed: it computes the exact values; pip install mpmath")
@@ -59,14 +78,21 @@ def _accuracy(options: argparse.Namespace, present: list[str], results: dict[str
     return tables.accuracy(results, detail=options.detail)
 
 
-_COMMANDS = {"dense": _dense, "memory": _memory, "accuracy": _accuracy}
+_COMMANDS = {
+    "dense": _dense,
+    "memory": _memory,
+    "accuracy": _accuracy,
+    "torch": _framework,
+    "jax": _framework,
+    "training": _training,
+}
+_FRAMEWORKS = {"torch": IN_TORCH, "jax": IN_JAX, "training": IN_TORCH}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=sys.modules["benchmarks"].__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     timed = commands.add_parser("dense", help="time the loss and its gradient")
-    timed.add_argument("--quick", action="store_true", help="three short rounds: for a first look")
     timed.add_argument(
         "--in-cache",
         action="store_true",
@@ -84,7 +110,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="C",
         help=f"numbers of classes in place of {', '.join(map(str, accuracy.CLASSES))}",
     )
-    for command in (timed, sized):
+    in_torch = commands.add_parser(
+        "torch", help="time the loss and its backward pass in PyTorch, and measure its memory"
+    )
+    in_jax = commands.add_parser("jax", help="the same in JAX, under jit")
+    trained = commands.add_parser("training", help="train a small language model with PyTorch's loss and with ours")
+    for command in (timed, in_torch, in_jax, trained):
+        command.add_argument("--quick", action="store_true", help="a few short rounds: for a first look")
+    for command in (timed, sized, in_torch, in_jax):
         command.add_argument(
             "--cases",
             nargs="+",
@@ -93,8 +126,14 @@ def _parser() -> argparse.ArgumentParser:
             help="rows x classes, such as 65536x10, float64:8192x1000, 8x21x256x256@1 (the class axis) or "
             f"8192x1000+VARIANT, of {', '.join(cases.VARIANTS)}; in place of the usual ones",
         )
-    for command in (timed, sized, exact):
-        peers = [name for name in (ANSWERS if command is exact else CONTENDERS) if name != OURS]
+    for command, everyone in (
+        (timed, CONTENDERS),
+        (sized, CONTENDERS),
+        (exact, ANSWERS),
+        (in_torch, IN_TORCH),
+        (in_jax, IN_JAX),
+    ):
+        peers = list(everyone)[1:]
         command.add_argument(
             "--contenders",
             nargs="*",
@@ -103,6 +142,8 @@ def _parser() -> argparse.ArgumentParser:
             metavar="NAME",
             help=f"peers to compare with, of {', '.join(peers)}; all those installed unless given",
         )
+    trained.set_defaults(contenders=["pytorch-eager"])
+    for command in (timed, sized, exact, in_torch, in_jax, trained):
         command.add_argument("--json", type=Path, metavar="FILE", help="write the raw results there as well")
     return parser
 

@@ -130,3 +130,8 @@ DENSE = [
     )
 ]
 MEMORY = [Case.parse("8192x1000"), Case.parse("1024x32000")]
+TORCH = [
+    Case.parse(text)
+    for text in ("8192x1000", "1024x32000", "512x128256", "8x21x256x256@1", "bfloat16:8192x1000", "128x1000", "8x10")
+]
+JAX = [Case.parse(text) for text in ("8192x1000", "1024x32000")]

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks import ours, peers
+from benchmarks import frameworks, ours, peers
 from benchmarks.cases import Case
 from benchmarks.operations import Operations
 
@@ -38,10 +38,22 @@ CONTENDERS = {
     "numpy": Contender("NumPy", ("numpy",), peers.load_numpy, peers.plain),
 }
 
+# Those that train in a framework, with its own automatic differentiation: ours first, then what it takes the place of.
+IN_TORCH = {
+    "softmaxloss-torch": Contender("softmaxloss", ("softmaxloss", "torch"), frameworks.load_ours_in_torch),
+    "pytorch-eager": Contender("PyTorch", ("torch",), frameworks.load_pytorch),
+    "pytorch-compiled": Contender("torch.compile", ("torch",), frameworks.load_compiled_pytorch),
+}
+IN_JAX = {
+    "softmaxloss-jax": Contender("softmaxloss", ("softmaxloss", "jax"), frameworks.load_ours_in_jax),
+    "optax": Contender("optax", ("jax", "optax"), peers.load_jax),
+}
+EVERYONE = {**CONTENDERS, **IN_TORCH, **IN_JAX}
+
 
 def available(names: list[str]) -> tuple[list[str], dict[str, str]]:
     """Part the contenders into those that can run and those that cannot, with the reason."""
-    missing = {name: CONTENDERS[name].missing for name in names}
+    missing = {name: EVERYONE[name].missing for name in names}
     present = [name for name, packages in missing.items() if not packages]
     return present, {name: f"{' and '.join(packages)} not installed" for name, packages in missing.items() if packages}
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.agreement import TOLERANCE
 from benchmarks.cases import Case
-from benchmarks.contenders import CONTENDERS, OURS
+from benchmarks.contenders import EVERYONE
 from benchmarks.machine import busy
 from benchmarks.rotation import buffers
 from benchmarks.worker import Worker
@@ -52,7 +52,7 @@ QUICK = Effort(rounds=3, turn_seconds=0.01, case_seconds=10)
 
 
 def measure(names: list[str], cases: list[Case], effort: Effort, in_cache: bool = False) -> list[dict[str, Any]]:
-    """Measure every case; each result is a dictionary that JSON can hold."""
+    """Measure every case, ours first among the names; each result is a dictionary that JSON can hold."""
     workers: dict[str, Worker] = {}
     try:
         for name in names:
@@ -67,7 +67,7 @@ def _measure_case(workers: dict[str, Worker], case: Case, effort: Effort, count:
     print(f"{case} ...", end="", file=sys.stderr, flush=True)
     for worker in workers.values():
         worker.drop()
-    workers = {name: worker for name, worker in workers.items() if CONTENDERS[name].takes(case)}
+    workers = {name: worker for name, worker in workers.items() if EVERYONE[name].takes(case)}
     operations = {name: worker.load(case, count) for name, worker in workers.items()}
     differences = _check(workers, operations, case)
     busy_before = busy()
@@ -104,7 +104,7 @@ def _check(workers: dict[str, Worker], operations: dict[str, list[str]], case: C
     """Compare every loss and gradient with ours, which is also every operation's first call: it warms up."""
     differences: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="softmaxloss-benchmarks-") as folder:
-        workers[OURS].save("grad", Path(folder))
+        next(iter(workers.values())).save("grad", Path(folder))
         for name, worker in workers.items():
             compared = [operation for operation in operations[name] if operation != "copy"]
             differences[name] = {operation: worker.compare(operation, Path(folder)) for operation in compared}

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from benchmarks.cases import Case
-from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders import EVERYONE
 from benchmarks.worker import Worker
 
 
@@ -19,7 +19,7 @@ def _measure_case(names: list[str], case: Case) -> dict[str, Any]:
     print(f"{case} ...", file=sys.stderr)
     growth: dict[str, dict[str, int]] = {}
     for name in names:
-        if not CONTENDERS[name].takes(case):
+        if not EVERYONE[name].takes(case):
             continue
         growth[name] = {}
         for operation in _operations(name):

@@ -18,9 +18,9 @@ def load_pytorch(case: Case, threads: int, buffers: int) -> Operations:
 
     torch.set_num_threads(threads)
     data = case.data()
-    mean_loss = _pytorch_mean_loss(case, data.options)
+    mean_loss = pytorch_mean_loss(case, data.options)
     inputs = [
-        (_tensor(logits).requires_grad_(), _tensor(labels))
+        (tensor(logits).requires_grad_(), tensor(labels))
         for logits, labels in zip(copies(data.logits, buffers), copies(data.labels, buffers), strict=True)
     ]
     next_input = in_turn(inputs)
@@ -40,22 +40,17 @@ def load_pytorch(case: Case, threads: int, buffers: int) -> Operations:
     return {"loss": Operation(loss), "grad": Operation(grad)}
 
 
-def _pytorch_mean_loss(case: Case, options: dict[str, Any]) -> Callable[[Any, Any], Any]:
+def pytorch_mean_loss(case: Case, options: dict[str, Any]) -> Callable[[Any, Any], Any]:
+    """Return the mean loss of logits and labels."""
     import torch
 
     softcap, gamma, z_loss = options.get("softcap"), options.get("focal_gamma"), options.get("z_loss")
-    weight = _tensor(options["class_weight"]) if "class_weight" in options else None
+    weight = tensor(options["class_weight"]) if "class_weight" in options else None
     smoothing = options.get("label_smoothing", 0.0)
-    soft, last = case.variant == "soft_labels", case.axis == -1
     cross_entropy = torch.nn.functional.cross_entropy
 
-    def by_rows(array: Any) -> Any:
-        # PyTorch's class axis is the second.
-        return array.flatten(0, -2) if last else array.movedim(case.axis, 1)
-
     def mean_loss(logits: Any, labels: Any) -> Any:
-        logits = by_rows(logits)
-        labels = by_rows(labels) if soft else labels.flatten() if last else labels
+        logits, labels = class_axis_second(case, logits, labels)
         if softcap:
             logits = softcap * torch.tanh(logits / softcap)
         if gamma:
@@ -70,7 +65,20 @@ def _pytorch_mean_loss(case: Case, options: dict[str, Any]) -> Callable[[Any, An
     return mean_loss
 
 
-def _tensor(array: Any) -> Any:
+def class_axis_second(case: Case, logits: Any, labels: Any) -> tuple[Any, Any]:
+    """Return views of tensors with their classes where PyTorch expects them."""
+    if case.axis == 1 or len(case.shape) == 2:
+        return logits, labels
+
+    def by_rows(array: Any) -> Any:
+        return array.flatten(0, -2) if case.axis == -1 else array.movedim(case.axis, 1)
+
+    soft, last = case.variant == "soft_labels", case.axis == -1
+    return by_rows(logits), by_rows(labels) if soft else labels.flatten() if last else labels
+
+
+def tensor(array: Any) -> Any:
+    """Return a tensor that shares an array's memory."""
     import torch
 
     if array.dtype.name == "bfloat16":

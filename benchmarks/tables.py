@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.accuracy import UNIT
-from benchmarks.contenders import CONTENDERS, OURS
+from benchmarks.contenders import CONTENDERS, EVERYONE, OURS
 from benchmarks.rotation import CACHES, CALL_BYTES
 
 BEGIN, END = "<!-- begin: python -m benchmarks {} -->", "<!-- end: python -m benchmarks {} -->"
@@ -31,18 +31,18 @@ def dense(results: dict[str, Any]) -> str:
             "writes the gradient into `out=`, over the logits, or into a new array; the others into a new one."
         )
         rows = [[case["title"], *_multiples(case, peers)] for case in large]
-        parts += [lead, _table(["logits", "memcpy", *contenders], rows)]
+        parts += [lead, markdown_table(["logits", "memcpy", *contenders], rows)]
     if small:
         rows = [[case["title"], *_times(case, peers, _microseconds)] for case in small]
         parts += [
             "Microseconds of a call from Python: the loss / the loss and its gradient.",
-            _table(["logits", *contenders], rows),
+            markdown_table(["logits", *contenders], rows),
         ]
     if peers:
         rows = [[case["title"], *_speedups(case, peers)] for case in cases]
         lead = "Times faster than each: the loss / the loss and its gradient, which softmaxloss writes into `out=`."
-        parts += [lead, _table(["logits", *map(_title, peers)], rows)]
-    return _framed("dense", [*parts, *_left_out(results), _agreement(cases)])
+        parts += [lead, markdown_table(["logits", *map(_title, peers)], rows)]
+    return framed("dense", [*parts, *_left_out(results), _agreement(cases)])
 
 
 def memory(results: dict[str, Any]) -> str:
@@ -69,7 +69,55 @@ def memory(results: dict[str, Any]) -> str:
         "softmaxloss writes the gradient into `out=`, over the logits, or into a new array; "
         "the others into a new one."
     )
-    return _framed("memory", [_conditions(results), lead, _table(header, rows), *_left_out(results)])
+    return framed("memory", [_conditions(results), lead, markdown_table(header, rows), *_left_out(results)])
+
+
+def frameworks(results: dict[str, Any]) -> str:
+    """Write times of the loss and its backward pass, how many times faster ours is, and the memory both take."""
+    cases, names = results["cases"], results["contenders"]
+    ours, *peers = names
+    in_place = any("grad_in_place" in case["seconds"][ours] for case in cases)
+    headings = ["logits", "softmaxloss", *(["in place"] if in_place else []), *map(_title, peers)]
+    operations = [(ours, "grad"), *([(ours, "grad_in_place")] if in_place else []), *((peer, "grad") for peer in peers)]
+    times = [
+        [case["title"], *(_tell_time(case, case["seconds"][name][op]) for name, op in operations)] for case in cases
+    ]
+    faster = [
+        [
+            case["title"],
+            *(_number(_against(case, peer, name, op)) for peer in peers for name, op in operations if name == ours),
+        ]
+        for case in cases
+    ]
+    against = [f"{_title(peer)}{way}" for peer in peers for way in ["", *([", in place"] if in_place else [])]]
+    memory = [
+        [
+            case["title"],
+            _megabytes(case["logits_bytes"]),
+            *(_megabytes(case["growth_bytes"][name][op]) for name, op in operations),
+        ]
+        for case in results["memory"]
+    ]
+    parts = [
+        *warnings_and_conditions(results, cases),
+        _rotation({**results, "in_cache": False}, "all contenders"),
+        "The mean loss and the backward pass to the logits:",
+        markdown_table(headings, times),
+        "Times faster than each:",
+        markdown_table(["logits", *against], faster),
+    ]
+    if memory:
+        lead = "Memory in MB that the same takes beyond the logits, in the first call:"
+        parts += [lead, markdown_table(["logits", "their size", *headings[1:]], memory)]
+    return framed(results["command"], [*parts, *_left_out(results), _agreement(cases)])
+
+
+def _tell_time(case: dict[str, Any], seconds: float) -> str:
+    return _milliseconds(seconds) if case["logits_bytes"] >= CALL_BYTES else f"{_microseconds(seconds)} us"
+
+
+def _against(case: dict[str, Any], peer: str, ours: str, operation: str) -> float:
+    return case["seconds"][peer]["grad"] / case["seconds"][ours][operation]
 
 
 def accuracy(results: dict[str, Any], detail: bool) -> str:
@@ -84,16 +132,19 @@ def accuracy(results: dict[str, Any], detail: bool) -> str:
     ]
     for number, of in (("The loss of a row", "loss"), ("The entries of the gradient", "gradient")):
         rows = [[kind["kind"], *_errors(kind["errors"], of)] for kind in kinds]
-        parts += [f"{number}:", _table(["rows", *map(_title, names)], rows)]
+        parts += [f"{number}:", markdown_table(["rows", *map(_title, names)], rows)]
         if detail:
             rows = [
                 [kind["kind"], str(one["classes"]), str(one["rows"]), *_errors(one["errors"], of)]
                 for kind in kinds
                 for one in kind["by_classes"]
             ]
-            parts += [f"{number}, by classes:", _table(["rows", "classes", "how many", *map(_title, names)], rows)]
+            parts += [
+                f"{number}, by classes:",
+                markdown_table(["rows", "classes", "how many", *map(_title, names)], rows),
+            ]
     command = "accuracy" if dtype == "float32" else f"accuracy --dtype {dtype}"
-    return _framed(command, [*parts, *_left_out(results)])
+    return framed(command, [*parts, *_left_out(results)])
 
 
 def _errors(errors: dict[str, Any], of: str) -> list[str]:
@@ -138,13 +189,18 @@ def _conditions(results: dict[str, Any]) -> str:
     )
 
 
+def warnings_and_conditions(results: dict[str, Any], cases: list[dict[str, Any]]) -> list[str]:
+    """Return where and under what load the results were taken."""
+    return [_conditions(results), *_busy(cases)]
+
+
 def _busy(cases: list[dict[str, Any]]) -> list[str]:
     share = max(case["busy"] for case in cases)
     told = f"Other programs were using up to {share:.0%} of the processors: measure again when they are not."
     return [told] if share > BUSY else []
 
 
-def _rotation(results: dict[str, Any]) -> str:
+def _rotation(results: dict[str, Any], workers: str = "memcpy and all contenders alike") -> str:
     if results["in_cache"]:
         return "Every call used the same buffers, so that what fits the caches stayed there."
     cache = results["machine"]["last_level_cache_bytes"]
@@ -153,7 +209,7 @@ def _rotation(results: dict[str, Any]) -> str:
     exception = f" There is too little memory here for as many with {', '.join(short)}." if short else ""
     return (
         f"Every call used other buffers than the one before, {CACHES} times the last level of cache "
-        f"({cache >> 20} MiB) of each kind, so that memcpy and all contenders alike worked from memory; logits below "
+        f"({cache >> 20} MiB) of each kind, so that {workers} worked from memory; logits below "
         f"{CALL_BYTES >> 20} MiB stayed in the caches.{exception}"
     )
 
@@ -172,17 +228,19 @@ def _agreement(cases: list[dict[str, Any]]) -> str:
     return f"Largest relative difference of a loss or gradient entry from ours: {told}."
 
 
-def _framed(command: str, parts: list[str]) -> str:
+def framed(command: str, parts: list[str]) -> str:
+    """Return paragraphs between the lines that tell documents which command printed them."""
     return "\n\n".join([BEGIN.format(command), *parts, END.format(command)])
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a table whose columns but the first are numbers."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _title(name: str) -> str:
-    return CONTENDERS[name].title if name in CONTENDERS else name
+    return EVERYONE[name].title if name in EVERYONE else name
 
 
 def _number(value: float) -> str:

@@ -15,11 +15,11 @@ import numpy as np
 
 from benchmarks.agreement import as_numpy, relative_difference, smallest_share
 from benchmarks.cases import Case
-from benchmarks.contenders import CONTENDERS, all_threads
+from benchmarks.contenders import EVERYONE, all_threads
 from benchmarks.operations import Operations
 
-# The threads of the contender before spin for some milliseconds after their last work; let them fall asleep.
-SETTLE_SECONDS = 0.005
+# The threads of the contender before spin for up to some 10 ms after their last work; let them fall asleep.
+SETTLE_SECONDS = 0.02
 
 # Rows compared at a time are about this many bytes.
 COMPARE_BYTES = 1 << 24
@@ -102,7 +102,7 @@ class _Bench:
     """The process's end of `Worker`, method for method."""
 
     def __init__(self, name: str) -> None:
-        self._contender = CONTENDERS[name]
+        self._contender = EVERYONE[name]
         self._operations: Operations = {}
         self._case = Case((1, 2))
 
@@ -133,8 +133,8 @@ class _Bench:
 
     def save(self, operation: str, folder: Path) -> None:
         loss, gradient = self._answer(operation)
-        np.save(folder / "loss.npy", loss)
-        # As bytes: a file has no name for bfloat16.
+        # A file has no name for bfloat16: the loss, which PyTorch has in it, becomes float32, and the gradient bytes.
+        np.save(folder / "loss.npy", loss.astype(np.float32) if loss.itemsize == 2 else loss)
         np.save(folder / "gradient.npy", gradient.view(f"V{gradient.itemsize}"))
 
     def compare(self, operation: str, folder: Path) -> float:
@@ -164,9 +164,9 @@ class _Bench:
         gc.collect()
         # Writing 5 sets the peak (VmHWM) back to what is resident now: proc(5), /proc/pid/clear_refs.
         Path("/proc/self/clear_refs").write_text("5")
-        before = _status_bytes("VmRSS")
+        before = status_bytes("VmRSS")
         answer = one.run()
-        peak = _status_bytes("VmHWM")
+        peak = status_bytes("VmHWM")
         del answer
         return max(0, peak - before)
 
@@ -178,7 +178,8 @@ class _Bench:
         return as_numpy(loss), None if gradient is None else as_numpy(gradient)
 
 
-def _status_bytes(field: str) -> int:
+def status_bytes(field: str) -> int:
+    """Return a field of this process's status, such as VmRSS: proc(5)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
