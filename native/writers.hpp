@@ -53,7 +53,9 @@ class PipelinedWriter {
   PipelinedWriter() = default;
   explicit PipelinedWriter(const RowGradient<T>& row) : row_(row) {
     if constexpr (kStream) {
-      // Only whole cache lines may go past the cache: a partial one costs a read.
+      // Only whole cache lines may go past the cache: a partial one, as this row shares with the next, costs a read.
+      // Asked for now, it will be there when all the stores before have gone out in their order.
+      __builtin_prefetch(row.out + row.classes * kSize - 1, 1);
       const auto past = static_cast<Index>(reinterpret_cast<std::uintptr_t>(row.out) % kLineBytes / kSize);
       if (past != 0) write_few(std::min(kLine - past, row.classes));
     }
