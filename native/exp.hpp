@@ -110,7 +110,10 @@ struct ReferenceVectors {
       : origin(splat(reference.origin)),
         magic(splat(E::kMagic + static_cast<T>(kBias - reference.exponent))),
         lowest(splat(static_cast<T>((reference.exponent - kBias) * kLn2))),
-        has_origin(reference.origin != T{0}) {}
+        has_origin(reference.origin != T{0}) {
+    // Else compilers compare the origin with 0 again for each vector.
+    asm("" : "+r"(has_origin));
+  }
 
   // What Reference::near makes of each lane. A lane of NaN makes what is computed with it NaN.
   static ALWAYS_INLINE ReferenceVectors per_lane(Vec<T> maximum) {
