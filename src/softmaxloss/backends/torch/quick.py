@@ -1,5 +1,6 @@
 """A short way for calls without options: of few rows, what they ask of Python is as much as the work itself."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -7,7 +8,6 @@ from softmaxloss import _native
 from softmaxloss.backends.torch.doors import nothing_watches
 from softmaxloss.backends.torch.functions import Answer, Loss
 from softmaxloss.backends.torch.problem import AS_THEY_ARE, Problem, problem_of
-from softmaxloss.backends.torch.views import new_like
 from softmaxloss.options import GivenOptions
 
 _MOST_ROWS = 4096  # that the kernel for such calls takes
@@ -29,15 +29,16 @@ def loss(logits: Tensor, labels: Tensor, reduction: str) -> Tensor | None:
         or logits.is_neg()
     ):
         return None
-    values, indices, mean = logits.detach(), labels.numpy(), reduction == "mean"
+    values, indices, mean = logits.detach().numpy(), labels.numpy(), reduction == "mean"
     if not (logits.requires_grad and torch.is_grad_enabled()):
-        found = _native.quick_loss(values.numpy(), indices, None, mean)
+        found = _native.quick_loss(values, indices, None, mean)
         return None if found is None else torch.scalar_tensor(found, dtype=dtype)
-    gradient = new_like(values)
-    found = _native.quick_loss(values.numpy(), indices, gradient.numpy(), mean)
+    gradient = np.empty_like(values)
+    found = _native.quick_loss(values, indices, gradient, mean)
     if found is None:
         return None
-    answer = Answer(torch.scalar_tensor(found, dtype=dtype), gradient, (logits, labels), _mean_of if mean else _sum_of)
+    number, problem = torch.scalar_tensor(found, dtype=dtype), _mean_of if mean else _sum_of
+    answer = Answer(number, torch.from_numpy(gradient), (logits, labels), problem)
     attached: Tensor = Loss.apply(logits, answer)  # type: ignore[no-untyped-call]
     return attached
 
