@@ -41,7 +41,7 @@ CONTENDERS = {
 # Those that train in a framework, with its own automatic differentiation: ours first, then what it takes the place of.
 IN_TORCH = {
     "softmaxloss-torch": Contender("softmaxloss", ("softmaxloss", "torch"), frameworks.load_ours_in_torch),
-    "pytorch-eager": Contender("PyTorch", ("torch",), frameworks.load_pytorch),
+    "pytorch-eager": Contender("PyTorch", ("torch",), peers.load_pytorch),
     "pytorch-compiled": Contender("torch.compile", ("torch",), frameworks.load_compiled_pytorch),
 }
 IN_JAX = {

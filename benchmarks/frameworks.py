@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.cases import Case
 from benchmarks.operations import Operation, Operations
-from benchmarks.peers import class_axis_second, pytorch_mean_loss, tensor
+from benchmarks.peers import class_axis_second, in_torch, pytorch_mean_loss, tensor
 from benchmarks.rotation import copies, in_turn
 
 # A mean loss of logits and labels, as tensors.
@@ -28,13 +28,9 @@ def load_ours_in_torch(case: Case, threads: int, buffers: int) -> Operations:
     def mean_loss(logits: Any, labels: Any, **more: Any) -> Any:
         return slt.cross_entropy(*class_axis_second(case, logits, labels), **options, **more)
 
-    operations = _in_torch(mean_loss, case, threads, buffers)
+    operations = in_torch(mean_loss, case, threads, buffers)
     operations["grad_in_place"] = _in_place(mean_loss, case, buffers)
     return operations
-
-
-def load_pytorch(case: Case, threads: int, buffers: int) -> Operations:
-    return _in_torch(pytorch_mean_loss(case, case.data().options), case, threads, buffers)
 
 
 def load_compiled_pytorch(case: Case, threads: int, buffers: int) -> Operations:
@@ -43,36 +39,10 @@ def load_compiled_pytorch(case: Case, threads: int, buffers: int) -> Operations:
 
     torch._dynamo.reset()
     mean_loss = pytorch_mean_loss(case, case.data().options)
-    operations = _in_torch(torch.compile(mean_loss, fullgraph=True, dynamic=False), case, threads, buffers)
+    operations = in_torch(torch.compile(mean_loss, fullgraph=True, dynamic=False), case, threads, buffers)
     for one in operations.values():
         one.run()
     return operations
-
-
-def _in_torch(mean_loss: MeanLoss, case: Case, threads: int, buffers: int) -> Operations:
-    import torch
-
-    torch.set_num_threads(threads)
-    data = case.data()
-    inputs = [
-        (tensor(logits).requires_grad_(), tensor(labels))
-        for logits, labels in zip(copies(data.logits, buffers), copies(data.labels, buffers), strict=True)
-    ]
-    next_input = in_turn(inputs)
-
-    def loss() -> Any:
-        logits, labels = next_input()
-        with torch.no_grad():
-            return mean_loss(logits, labels)
-
-    def grad() -> Any:
-        logits, labels = next_input()
-        loss = mean_loss(logits, labels)
-        loss.backward()
-        gradient, logits.grad = logits.grad, None
-        return loss.detach(), gradient
-
-    return {"loss": Operation(loss), "grad": Operation(grad)}
 
 
 def _in_place(mean_loss: MeanLoss, case: Case, buffers: int) -> Operation:

@@ -14,11 +14,15 @@ from benchmarks.rotation import copies, in_turn
 
 def load_pytorch(case: Case, threads: int, buffers: int) -> Operations:
     """PyTorch, eager; what `cross_entropy` has no option for is composed around it."""
+    return in_torch(pytorch_mean_loss(case, case.data().options), case, threads, buffers)
+
+
+def in_torch(mean_loss: Callable[[Any, Any], Any], case: Case, threads: int, buffers: int) -> Operations:
+    """Return the mean loss, and its backward pass to the logits, of a function of tensors."""
     import torch
 
     torch.set_num_threads(threads)
     data = case.data()
-    mean_loss = pytorch_mean_loss(case, data.options)
     inputs = [
         (tensor(logits).requires_grad_(), tensor(labels))
         for logits, labels in zip(copies(data.logits, buffers), copies(data.labels, buffers), strict=True)

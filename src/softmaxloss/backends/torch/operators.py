@@ -135,16 +135,4 @@ def _problem(tensors: tuple[Any, ...], scalars: tuple[Any, ...], tolerance: floa
         poly_epsilon=poly_epsilon,
     )
     options = checked_on_host(given, tensors[3:], tensors[0].shape, tolerance)
-    logits, indices, distribution, sample_weight, class_weight, logit_bias = tensors
-    return Problem(
-        logits,
-        indices,
-        distribution,
-        sample_weight,
-        class_weight,
-        logit_bias,
-        options,
-        tolerance=tolerance,
-        on_host=True,
-        loss_dtype=loss_dtype,
-    )
+    return Problem._make((*tensors, options, tolerance, True, loss_dtype))  # on the host

@@ -83,15 +83,7 @@ class Problem(NamedTuple):
 
     def with_tensors(self, tensors: Any) -> "Problem":
         """Return the problem with other tensors in the place of these."""
-        logits, indices, distribution, sample_weight, class_weight, logit_bias = tensors
-        return self._replace(
-            logits=logits,
-            indices=indices,
-            distribution=distribution,
-            sample_weight=sample_weight,
-            class_weight=class_weight,
-            logit_bias=logit_bias,
-        )
+        return Problem._make((*tensors, *self[6:]))
 
     def asks_beside_logits(self) -> bool:
         """Tell whether anything that gradients go through asks for one, the logits aside."""
