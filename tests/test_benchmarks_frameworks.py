@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+# Below, for they import torch.
 from benchmarks import contenders, tables, training, worker  # noqa: E402
 from benchmarks.agreement import TOLERANCE  # noqa: E402
 from benchmarks.cases import Case  # noqa: E402

@@ -276,7 +276,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         self.poly_epsilon = poly_epsilon
         self.inplace = inplace
 
-    def forward(self, input: Tensor, target: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor, target: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:  # noqa: A002  # PyTorch's
         """Return the loss of `input`, logits, and `target`."""
         return cross_entropy(
             input,

@@ -23,6 +23,7 @@ def loss(problem: Problem) -> Tensor:
     blocks = _blocks(problem)
     if len(blocks) <= 1:
         return formula.loss(problem)
+    # (PyTorch has no types for `apply`.)
     rows = BlockedRows.apply(problem.logits, problem.distribution, problem.logit_bias, problem, blocks)  # type: ignore[no-untyped-call]
     return formula.reduced(problem, formula.Rows(*rows))
 

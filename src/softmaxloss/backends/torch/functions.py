@@ -104,11 +104,13 @@ def attach(problem: Problem, loss: Tensor, gradient: Tensor | None) -> Tensor:
     """Return the loss as a function of the problem's logits."""
     tensors = problem.tensors()
     static = problem.with_tensors((None,) * len(tensors))  # what is kept beside the graph keeps no tensor
+    # (PyTorch has no types for `apply`.)
     answer: Tensor = Loss.apply(problem.logits, Answer(loss, gradient, tensors, static.with_tensors))  # type: ignore[no-untyped-call]
     return answer
 
 
 def attach_in_place(logits: Tensor, write: Callable[[], Tensor], *, by_row: bool) -> Tensor:
     """Return the loss that `write` computes as a function of the logits, which it leaves holding the gradient."""
+    # (PyTorch has no types for `apply`.)
     answer: Tensor = LossInPlace.apply(logits, write, by_row)  # type: ignore[no-untyped-call]
     return answer

@@ -23,6 +23,7 @@ def softmax(logits: Tensor, *, axis: int, temperature: float, logarithm: bool) -
     if not _kernel_serves(z):
         result = _log_softmax(z, temperature) if logarithm else _softmax(z, temperature)
     elif torch.is_grad_enabled() and z.requires_grad:
+        # (PyTorch has no types for `apply`.)
         result = (_LogSoftmax if logarithm else _Softmax).apply(z, temperature)  # type: ignore[no-untyped-call]
     else:
         result = _by_kernel(z, temperature, logarithm)
@@ -35,6 +36,7 @@ def logsumexp(logits: Tensor, *, axis: int, keepdims: bool) -> Tensor:
     if not _kernel_serves(z):
         result = torch.logsumexp(z, -1)
     elif torch.is_grad_enabled() and z.requires_grad:
+        # (PyTorch has no types for `apply`.)
         result = _LogSumExp.apply(z)  # type: ignore[no-untyped-call]
     else:
         result = _lse_by_kernel(z)

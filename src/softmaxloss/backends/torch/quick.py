@@ -39,6 +39,7 @@ def loss(logits: Tensor, labels: Tensor, reduction: str) -> Tensor | None:
         return None
     number, problem = torch.scalar_tensor(found, dtype=dtype), _mean_of if mean else _sum_of
     answer = Answer(number, torch.from_numpy(gradient), (logits, labels), problem)
+    # (PyTorch has no types for `apply`.)
     attached: Tensor = Loss.apply(logits, answer)  # type: ignore[no-untyped-call]
     return attached
 
