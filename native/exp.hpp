@@ -5,14 +5,22 @@
 // kReferenceSlack; the bias keeps terms down to e^-132 (float) from underflowing, so that a sum of 10^5 of them is
 // still right where the label's own term is all but 1.
 //
-// Method: r = R ln 2 for an integer R, so that z - r is never formed, nor rounded; n = round(z log2(e)),
-// f = z log2(e) - n in [-1/2, 1/2], 2^f by a polynomial, 2^(n - R) by putting n - R in the exponent. It is read from
-// the low bits of z * log2(e) + 1.5 * 2^(mantissa bits) - R, which already hold the exponent's bias. Where |z| is so
-// large that n would not be exact, r is an origin that is subtracted first, and R is 0.
-// Polynomials: minimax, computed for this file (relative error 0.04 * 2^-24 with degree 6 for float, 0.16 * 2^-53
-// with degree 11 for double). Those of the logarithm are minimax too (0.02 of a unit in the last place).
+// Method: r = R ln 2 for an integer R, so that z - r is never formed, nor rounded. n = z / ln 2 rounded to whole
+// multiples of 2^-b, f = z - n ln 2; 2^(n - R) is an entry of a table of 2^b numbers with the whole part of n - R added
+// to its exponent, e^f a polynomial. All of n is read from the low bits of z / ln 2 + 1.5 * 2^(mantissa bits - b) - R,
+// which already hold the exponent's bias. Where |z| is so large that n would not be exact, r is an origin that is
+// subtracted first, and R is 0. An instruction set that looks up lanes in a register has a table, and needs a
+// polynomial of half the degree or less.
+// For float ln 2 is rounded: every term is e^(z - r) to the power kStretch<T>, 1 - 3e-9. Only differences of logits
+// matter, and to them that is less than the rounding of z itself. What is compared with such terms is stretched too.
+// Polynomials: minimax, but for a factor common to all terms, computed for this file: relative error 0.3 * 2^-24 of
+// degree 3 with 8 entries, 0.9 * 2^-24 of degree 2 with 32, 0.2 * 2^-24 of degree 6 with none; for double
+// 0.07 * 2^-53 of degree 6 with 16, 0.13 * 2^-53 of degree 11 with none. Those of the logarithm are minimax too (0.02
+// of a unit in the last place).
 #pragma once
 
+#include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -29,15 +37,21 @@ struct ExpTraits<float> {
   static constexpr int kMantissaBits = 23;
   static constexpr int kExponentBias = 127;
   static constexpr int kExpBias = 64;
-  static constexpr float kMagic = 0x1.8p23f;
+  static constexpr float kToInteger = 0x1.8p23f;  // added and subtracted again, it rounds to a whole number
   // ln 2 in two parts, and how large n may be: without FMA the high part is short, so that its product with n is exact.
-  static constexpr int kLargestExponent = kHasFma ? 1 << 18 : 1 << 11;
+  static constexpr int kLargestExponent = kHasFma ? 1 << 16 : 1 << 11;
   static constexpr float kLn2High = kHasFma ? 0x1.62e43p-1f : 0x1.62ep-1f;
   static constexpr float kLn2Low = kHasFma ? -0x1.05c61p-29f : 0x1.0bfbe8p-15f;
   static constexpr float kLog2e = 0x1.715476p+0f;
-  static constexpr float kLog2eLow = 0x1.4ae0cp-26f;
-  static constexpr float kPolynomial[] = {0x1.41f4eap-13f, 0x1.5f3edep-10f, 0x1.3b2d58p-7f,
-                                          0x1.c6aee8p-5f,  0x1.ebfbdcp-3f,  0x1.62e430p-1f};
+  static constexpr float kLn2 = 0x1.62e430p-1f, kLn2Rest = 0.0f;
+  static constexpr auto kPolynomial = [] {
+    if constexpr (kTableBits<float> == 5)
+      return std::array{0x1.ffff0ap-2f, 0x1.0000f6p+0f};
+    else if constexpr (kTableBits<float> == 3)
+      return std::array{0x1.554d20p-3f, 0x1.000a42p-1f, 0x1p+0f};
+    else
+      return std::array{0x1.6ab928p-10f, 0x1.126d64p-7f, 0x1.55589cp-5f, 0x1.55540ap-3f, 0x1.fffffap-2f, 0x1p+0f};
+  }();
   static constexpr float kLogPolynomial[] = {0x1.31e34cp-2f, 0x1.995eb6p-2f, 0x1.55557ap-1f};
 };
 
@@ -47,19 +61,58 @@ struct ExpTraits<double> {
   static constexpr int kMantissaBits = 52;
   static constexpr int kExponentBias = 1023;
   static constexpr int kExpBias = 400;
-  static constexpr double kMagic = 0x1.8p52;
-  static constexpr int kLargestExponent = 1 << 18;
+  static constexpr double kToInteger = 0x1.8p52;
+  static constexpr int kLargestExponent = 1 << 13;
   static constexpr double kLn2High = 0x1.62e42fee00000p-1;
   static constexpr double kLn2Low = 0x1.a39ef35793c76p-33;
   static constexpr double kLog2e = 0x1.71547652b82fep+0;
-  static constexpr double kLog2eLow = 0x1.777d0ffda0d24p-56;
-  static constexpr double kPolynomial[] = {0x1.c0638527edf34p-32, 0x1.e605f979c7a5dp-28, 0x1.b54167a0b9061p-24,
-                                           0x1.62bfd49ed0adfp-20, 0x1.ffcbee3b0af8cp-17, 0x1.4309130961163p-13,
-                                           0x1.5d87fe7bbbe07p-10, 0x1.3b2ab6fba1e1cp-7,  0x1.c6b08d7048f31p-5,
-                                           0x1.ebfbdff82c598p-3,  0x1.62e42fefa39f3p-1};
+  static constexpr double kLn2 = 0x1.62e42fefa39efp-1, kLn2Rest = 0x1.abc9e3b39803fp-56;
+  static constexpr auto kPolynomial = [] {
+    if constexpr (kTableBits<double> == 4)
+      return std::array{0x1.6c15631b3c846p-10, 0x1.11126f43b9459p-7, 0x1.555555589f974p-5,
+                        0x1.555555540480dp-3,  0x1.fffffffffffaap-2, 0x1.000000000000ap+0};
+    else
+      return std::array{0x1.ad65dbdc41bb7p-26,
+                        0x1.28b3465fbe0cbp-22,
+                        0x1.71df45a92d639p-19,
+                        0x1.a0199298773fbp-16,
+                        0x1.a01a010fe8acbp-13,
+                        0x1.6c16c1879609bp-10,
+                        0x1.1111111130fe0p-7,
+                        0x1.555555554f30cp-5,
+                        0x1.55555555554a1p-3,
+                        0x1.0000000000010p-1,
+                        0x1p+0};
+  }();
   static constexpr double kLogPolynomial[] = {0x1.2f06355979b5fp-3, 0x1.39a1a6e05cda7p-3, 0x1.74663fa321262p-3,
                                               0x1.c71c5206028d7p-3, 0x1.24924941f5034p-2, 0x1.999999997fd76p-2,
                                               0x1.5555555555592p-1};
+};
+
+// 2^(i / 32).
+constexpr std::array<double, 32> kPowers = {
+    0x1.0000000000000p+0, 0x1.059b0d3158574p+0, 0x1.0b5586cf9890fp+0, 0x1.11301d0125b51p+0, 0x1.172b83c7d517bp+0,
+    0x1.1d4873168b9aap+0, 0x1.2387a6e756238p+0, 0x1.29e9df51fdee1p+0, 0x1.306fe0a31b715p+0, 0x1.371a7373aa9cbp+0,
+    0x1.3dea64c123422p+0, 0x1.44e086061892dp+0, 0x1.4bfdad5362a27p+0, 0x1.5342b569d4f82p+0, 0x1.5ab07dd485429p+0,
+    0x1.6247eb03a5585p+0, 0x1.6a09e667f3bcdp+0, 0x1.71f75e8ec5f74p+0, 0x1.7a11473eb0187p+0, 0x1.82589994cce13p+0,
+    0x1.8ace5422aa0dbp+0, 0x1.93737b0cdc5e5p+0, 0x1.9c49182a3f090p+0, 0x1.a5503b23e255dp+0, 0x1.ae89f995ad3adp+0,
+    0x1.b7f76f2fb5e47p+0, 0x1.c199bdd85529cp+0, 0x1.cb720dcef9069p+0, 0x1.d5818dcfba487p+0, 0x1.dfc97337b9b5fp+0,
+    0x1.ea4afa2a490dap+0, 0x1.f50765b6e4540p+0};
+
+// The entries 2^(i / 2^b) as bits, less the bias of the exponent and less i where it will be added with n.
+template <class T>
+struct ExpTable {
+  using Bits = typename ExpTraits<T>::Bits;
+  static constexpr int kEntries = 1 << kTableBits<T>;
+  static constexpr auto kValues = [] {
+    std::array<Bits, kEntries> values{};
+    for (Bits i = 0; i < kEntries; ++i) {
+      const T power = static_cast<T>(kPowers[static_cast<std::size_t>(i) * (kPowers.size() / kEntries)]);
+      values[static_cast<std::size_t>(i)] =
+          std::bit_cast<Bits>(power) - std::bit_cast<Bits>(T{1}) - (i << (ExpTraits<T>::kMantissaBits - kTableBits<T>));
+    }
+    return values;
+  }();
 };
 
 // More digits than T has, where there is such a type.
@@ -67,6 +120,14 @@ template <class T>
 using Longer = std::conditional_t<sizeof(T) == 8, long double, double>;
 
 constexpr double kLn2 = 0x1.62e42fefa39efp-1;
+
+constexpr long double kLongLn2 = 0x1.62e42fefa39ef35793c7673007e6p-1L;
+
+// 2^n e^(z - n ln 2) for an ln 2 that is short of the true one, or beyond it, is e^z to this power.
+template <class T>
+constexpr Longer<T> kStretch =
+    kHasFma ? static_cast<Longer<T>>(1.0L + (kLongLn2 - ExpTraits<T>::kLn2 - ExpTraits<T>::kLn2Rest) / kLongLn2)
+            : Longer<T>{1};
 
 // 2^kExpBias as a double, to undo the scale.
 template <class T>
@@ -93,13 +154,9 @@ struct Reference {
     return {z == -std::numeric_limits<T>::infinity() ? std::numeric_limits<T>::lowest() : z, 0};
   }
 
-  // z - r; the product with the high part of ln 2 is exact.
-  double below(double z) const {
-    using D = ExpTraits<double>;
-    return ((z - origin) - exponent * D::kLn2High) - exponent * D::kLn2Low;
-  }
-  double below(long double z) const {
-    return static_cast<double>((z - origin) - exponent * 0x1.62e42fefa39ef35793c7673007e6p-1L);
+  // z - r, stretched as the terms are.
+  double below(Longer<T> z) const {
+    return static_cast<double>((z - origin) * kStretch<T> - exponent * static_cast<Longer<T>>(kLongLn2));
   }
 };
 
@@ -108,8 +165,8 @@ template <class T>
 struct ReferenceVectors {
   explicit ReferenceVectors(const Reference<T>& reference)
       : origin(splat(reference.origin)),
-        magic(splat(E::kMagic + static_cast<T>(kBias - reference.exponent))),
-        lowest(splat(static_cast<T>((reference.exponent - kBias) * kLn2))),
+        magic(splat(kMagic + static_cast<T>(kBias - reference.exponent))),
+        lowest(splat(static_cast<T>((reference.exponent - kBias + 1) * kLn2))),
         has_origin(reference.origin != T{0}) {
     // Else compilers compare the origin with 0 again for each vector.
     asm("" : "+r"(has_origin));
@@ -121,22 +178,24 @@ struct ReferenceVectors {
     constexpr T kLowest = std::numeric_limits<T>::lowest();
     const auto is_near = (maximum <= kLargest) & (maximum >= -kLargest);
     const Vec<T> near = is_near ? maximum : Vec<T>{};
-    const Vec<T> exponent = fused_multiply_add(near, splat(static_cast<T>(1.0 / kLn2)), splat(E::kMagic)) - E::kMagic;
+    const Vec<T> exponent =
+        fused_multiply_add(near, splat(static_cast<T>(1.0 / kLn2)), splat(E::kToInteger)) - E::kToInteger;
     const Vec<T> finite = maximum < kLowest ? splat(kLowest) : maximum;
     bool all_near = true;
     for (int i = 0; i < kLanes<T>; ++i) all_near &= is_near[i] != 0;
-    return {is_near ? Vec<T>{} : finite, (E::kMagic + static_cast<T>(kBias)) - exponent,
-            (exponent - static_cast<T>(kBias)) * static_cast<T>(kLn2), !all_near};
+    return {is_near ? Vec<T>{} : finite, (kMagic + static_cast<T>(kBias)) - exponent,
+            (exponent - static_cast<T>(kBias - 1)) * static_cast<T>(kLn2), !all_near};
   }
 
   // R, a whole number.
-  ALWAYS_INLINE Vec<T> exponent() const { return (E::kMagic + static_cast<T>(kBias)) - magic; }
+  ALWAYS_INLINE Vec<T> exponent() const { return (kMagic + static_cast<T>(kBias)) - magic; }
 
   using E = ExpTraits<T>;
   static constexpr int kBias = E::kExponentBias + E::kExpBias;
+  static constexpr T kMagic = E::kToInteger / (1 << kTableBits<T>);
   Vec<T> origin;
   Vec<T> magic;
-  Vec<T> lowest;    // from here down 2^n has exponent 0, that is 0.0: the result is an exact zero, for -inf too
+  Vec<T> lowest;    // from here down, -inf included, the result is an exact zero: 2^n may have no exponent of its own
   bool has_origin;  // one that is not 0, in any lane
 
  private:
@@ -144,33 +203,36 @@ struct ReferenceVectors {
       : origin(origin_), magic(magic_), lowest(lowest_), has_origin(has_origin_) {}
 };
 
-// 2^n 2^f, where `shifted` holds n in its low bits: 2^f = 1 + f P(f), P by Horner's rule.
+// 2^n e^f, where `shifted` holds n in its low bits: e^f = 1 + f P(f), P by Horner's rule. 0 from `lowest` down.
 template <class T>
-ALWAYS_INLINE Vec<T> exp2_of_reduced(Vec<T> f, Vec<T> shifted) {
+ALWAYS_INLINE Vec<T> exp_of_reduced(Vec<T> f, Vec<T> shifted, Vec<T> t, Vec<T> lowest) {
   using E = ExpTraits<T>;
   using Bits = Vec<typename E::Bits>;
-  const Vec<T> power = (Vec<T>)((Bits)shifted << E::kMantissaBits);
+  Bits power = (Bits)shifted << (E::kMantissaBits - kTableBits<T>);
+  if constexpr (kTableBits<T> != 0) power += look_up<T>(ExpTable<T>::kValues.data(), (Bits)shifted);
   Vec<T> p = splat(E::kPolynomial[0]);
 #pragma GCC unroll 16
-  for (unsigned i = 1; i < sizeof E::kPolynomial / sizeof(T); ++i)
-    p = fused_multiply_add(p, f, splat(E::kPolynomial[i]));
-  return fused_multiply_add(p, f * power, power);
+  for (unsigned i = 1; i < E::kPolynomial.size(); ++i) p = fused_multiply_add(p, f, splat(E::kPolynomial[i]));
+  const Vec<T> e = fused_multiply_add(p, f * (Vec<T>)power, (Vec<T>)power);
+  return t <= lowest ? Vec<T>{} : e;
 }
 
-// t log2(e) - n.
+// z - n ln 2.
 template <class T>
-ALWAYS_INLINE Vec<T> reduced(Vec<T> t, Vec<T> n) {
+ALWAYS_INLINE Vec<T> reduced(Vec<T> z, Vec<T> n) {
   using E = ExpTraits<T>;
-  if constexpr (kHasFma) return fused_multiply_add(t, splat(E::kLog2eLow), fused_multiply_add(t, splat(E::kLog2e), -n));
-  return ((t - n * E::kLn2High) - n * E::kLn2Low) * E::kLog2e;
+  if constexpr (kHasFma) {
+    const Vec<T> f = fused_multiply_add(n, splat(-E::kLn2), z);
+    return E::kLn2Rest == T{0} ? f : fused_multiply_add(n, splat(-E::kLn2Rest), f);
+  }
+  return (z - n * E::kLn2High) - n * E::kLn2Low;
 }
 
 template <class T>
 ALWAYS_INLINE Vec<T> scaled_exp(Vec<T> z, const ReferenceVectors<T>& reference) {
   if (reference.has_origin) z -= reference.origin;
-  const Vec<T> t = keep_nan_max(reference.lowest, z);
-  const Vec<T> shifted = fused_multiply_add(t, splat(ExpTraits<T>::kLog2e), reference.magic);
-  return exp2_of_reduced<T>(reduced<T>(t, shifted - reference.magic), shifted);
+  const Vec<T> shifted = fused_multiply_add(z, splat(ExpTraits<T>::kLog2e), reference.magic);
+  return exp_of_reduced<T>(reduced<T>(z, shifted - reference.magic), shifted, z, reference.lowest);
 }
 
 // The same of high + low, a sum that T cannot hold: low is no more than a few units in high's last place, and 0 where
@@ -189,10 +251,9 @@ ALWAYS_INLINE Vec<T> scaled_exp(Vec<T> high, Vec<T> low, const ReferenceVectors<
     t = far ? t + low : t;
     low = far ? Vec<T>{} : low;
   }
-  t = keep_nan_max(reference.lowest, t);
   const Vec<T> shifted = fused_multiply_add(t, splat(kLog2e), reference.magic);
-  const Vec<T> f = fused_multiply_add(low, splat(kLog2e), reduced<T>(t, shifted - reference.magic));
-  return exp2_of_reduced<T>(f, shifted);
+  const Vec<T> f = reduced<T>(t, shifted - reference.magic) + low;
+  return exp_of_reduced<T>(f, shifted, t, reference.lowest);
 }
 
 // log(1 + x) for x >= 0, to about a unit in the last place, however small or large x is; NaN stays NaN.

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "contiguous.hpp"
+#include "pending_losses.hpp"
 
 namespace softmaxloss::SOFTMAXLOSS_ISA {
 
@@ -57,10 +58,12 @@ class LossRows {
         slopes_(scratch + 2 * scratch_row_length(problem.classes)),
         source_(problem.transform, problem.logits.storage, kGradient == Gradient::kNone ? nullptr : slopes_, nullptr),
         scratch_(scratch),
-        spare_(scratch + scratch_row_length(problem.classes)) {}
+        spare_(scratch + scratch_row_length(problem.classes)),
+        pending_(problem) {}
 
   BadDistribution run(Index begin, Index end) {
     RowCursor gradient(problem_.gradient, begin);
+    pending_.start(begin);
     const BadDistribution bad = for_each_row<kDense>(
         problem_, source_, begin, end, [&] { gradient.advance(); },
         [&](Index row, T value) { fill(row, gradient.get(), value); },
@@ -69,6 +72,7 @@ class LossRows {
         });
     writer_.finish();
     if constexpr (kStream) stream_fence();
+    if (later()) pending_.finish(end);
     return bad;
   }
 
@@ -77,9 +81,15 @@ class LossRows {
   static constexpr bool kStream = kGradient == Gradient::kStreamed;
   using RowWriter = typename WriterOf<Source, kDense, kWrites, kStream>::type;
 
+  // Whether rows need their logarithms for nothing but their losses.
+  bool later() const { return kDense == Dense::kNone && !Source::kPrepared && problem_.formula.is_cross_entropy(); }
+
   // A row without an answer of its own: loss and gradient are `value`.
   void fill(Index row, char* gradient, T value) {
-    problem_.loss[row] = value;
+    if (later())
+      pending_.add(row, static_cast<double>(value), 0.0);  // log(1 + 0) = 0
+    else
+      problem_.loss[row] = value;
     if constexpr (kWrites) fill_row(problem_.gradient.storage, gradient, classes_, value);
   }
 
@@ -100,6 +110,10 @@ class LossRows {
     if constexpr (kDense == Dense::kShared) {
       pivot.dense = targets.dense[label];
       sum.target_sum = targets_.dense_sum;
+    }
+    if (later()) {
+      if (finish_later(row, sum, pivot, weight, spike, gradient)) return {};
+      pending_.skip(row);
     }
     RowTerms terms = row_terms(sum, pivot);
     const double scratch_total = terms.total;  // relative to the reference that the scratch was filled with
@@ -124,6 +138,21 @@ class LossRows {
       write({gradient, classes_, scratch_, given, T{0}, T{0}, pivot.index, static_cast<T>(at_pivot)}, a_over_total, b);
     }
     return {};
+  }
+
+  // A row whose loss is its cross-entropy, its logarithm left for later; false where there is no such loss.
+  ALWAYS_INLINE bool finish_later(Index row, const RowSum<T>& sum, const Pivot<T>& pivot, double weight, double spike,
+                                  char* gradient) {
+    const double gap = sum.reference.below(pivot.logit);
+    if (!(gap > kLowestGap && sum.rest <= std::numeric_limits<double>::max())) return false;
+    pending_.add(row, sum.rest, gap);
+    if constexpr (kWrites) {
+      const ReferenceVectors<T> reference(sum.reference);
+      const double of_pivot = scaled_exp<T>(splat(static_cast<T>(pivot.logit)), reference)[0] / kExpScale<T>;
+      const double a = problem_.gradient_scale * weight * spike / (sum.rest + of_pivot);
+      write({gradient, classes_, scratch_, {}, T{0}, T{0}, pivot.index, static_cast<T>(-a * sum.rest)}, a, 0.0);
+    }
+    return true;
   }
 
   void write(RowGradient<T> row, double a_over_total, double b) {
@@ -172,6 +201,7 @@ class LossRows {
   T* scratch_;
   T* spare_;
   RowWriter writer_;
+  PendingLosses<T> pending_;
 };
 
 template <class Source, Dense kDense, class T>

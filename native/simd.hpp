@@ -135,17 +135,19 @@ struct HalfOf {
 template <class V>
 using Half = typename HalfOf<V>::type;
 
+template <int kFirst, class V, int... kLane>
+ALWAYS_INLINE Half<V> lanes_from(V v, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(v, v, (kFirst + kLane)...);
+}
 template <class V>
 ALWAYS_INLINE Half<V> lower(V v) {
-  Half<V> half;
-  std::memcpy(&half, &v, sizeof half);
-  return half;
+  constexpr int kCount = sizeof(V) / sizeof(v[0]) / 2;
+  return lanes_from<0>(v, std::make_integer_sequence<int, kCount>());
 }
 template <class V>
 ALWAYS_INLINE Half<V> upper(V v) {
-  Half<V> half;
-  std::memcpy(&half, reinterpret_cast<const char*>(&v) + sizeof half, sizeof half);
-  return half;
+  constexpr int kCount = sizeof(V) / sizeof(v[0]) / 2;
+  return lanes_from<kCount>(v, std::make_integer_sequence<int, kCount>());
 }
 
 // The halves of a vector of floats as doubles. (GCC 12 converts vectors of four lanes one by one.)
@@ -218,6 +220,35 @@ struct IntegersOf {
 };
 template <class T>
 using Integers = typename IntegersOf<T>::type;
+
+// The base-2 logarithm of how many entries a table has that look_up takes; 0 where there is no instruction for it.
+#if defined(__AVX512F__)
+template <class T>
+constexpr int kTableBits = sizeof(T) == 4 ? 5 : 4;
+#elif defined(__AVX2__)
+template <class T>
+constexpr int kTableBits = sizeof(T) == 4 ? 3 : 0;
+#else
+template <class T>
+constexpr int kTableBits = 0;
+#endif
+
+// The table's entries that the low bits of each lane name.
+#if defined(__AVX512F__)
+template <class T>
+ALWAYS_INLINE Integers<T> look_up(const typename IntegersOf<T>::Lane* table, Integers<T> index) {
+  const __m512i low = _mm512_loadu_si512(table), high = _mm512_loadu_si512(table + kLanes<T>);
+  if constexpr (sizeof(T) == 4) return (Integers<T>)_mm512_permutex2var_epi32(low, (__m512i)index, high);
+  if constexpr (sizeof(T) == 8) return (Integers<T>)_mm512_permutex2var_epi64(low, (__m512i)index, high);
+}
+#elif defined(__AVX2__)
+template <class T>
+ALWAYS_INLINE Integers<T> look_up(const typename IntegersOf<T>::Lane* table, Integers<T> index) {
+  static_assert(sizeof(T) == 4);
+  const __m256i entries = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table));
+  return (Integers<T>)_mm256_permutevar8x32_epi32(entries, (__m256i)index);
+}
+#endif
 
 // 0, 1, 2, ...
 template <class T>

@@ -82,7 +82,7 @@ ALWAYS_INLINE PowerOfE power_of_e(TwoPart<double> x) {
       0x1.1f92d42b248e3p-29, 0x1.af5e97b3c46d0p-26, 0x1.27e4c7b6ebda1p-22, 0x1.71ddf86e21f0fp-19, 0x1.a01a01af6a2afp-16,
       0x1.a01a01afd88b0p-13, 0x1.6c16c16c14a6fp-10, 0x1.111111110f6d6p-7,  0x1.5555555555559p-5,  0x1.5555555555559p-3};
   constexpr double kLog2e = 0x1.71547652b82fep+0;
-  const Vec<double> magic = splat(E::kMagic + E::kExponentBias);
+  const Vec<double> magic = splat(E::kToInteger + E::kExponentBias);
   const Vec<double> shifted = fused_multiply_add(x.high, splat(kLog2e), magic);
   const Vec<double> n = shifted - magic;
   TwoPart<double> f{fused_multiply_add(n, splat(-kLn2High), x.high), x.low};
@@ -178,7 +178,7 @@ ALWAYS_INLINE void less_one(Doubles (&z)[kVectors], Vec<double> factor) {
   constexpr double kPolynomial[] = {0x1.ffcbda9d1848cp-17, 0x1.443f61f61593ep-13, 0x1.5d88bdb345837p-10,
                                     0x1.3b2a1c3675497p-7,  0x1.c6b08cb166e98p-5,  0x1.ebfbe0452ffedp-3,
                                     0x1.62e42fefd32c5p-1};
-  const Vec<double> magic = splat(E::kMagic + E::kExponentBias);
+  const Vec<double> magic = splat(E::kToInteger + E::kExponentBias);
   Doubles g[kVectors], q[kVectors], power[kVectors];
   const auto reduce = [&](Vec<double> z, Vec<double>& g, Vec<double>& power) {
     const Vec<double> shifted = fused_multiply_add(z, factor, magic);
