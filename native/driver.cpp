@@ -258,15 +258,23 @@ BadDistribution check_distribution(const ConstRows& distribution, Index classes,
 }
 
 double sum(const double* values, Index count) {
-  constexpr Index kBlock = 512;
-  constexpr Index kLanes = 8;
+  constexpr Index kBlock = 512, kLanes = 8;
+  const Index blocks = (count + kBlock - 1) / kBlock;
+  std::vector<double> of_blocks(static_cast<std::size_t>(blocks * kLanes));
+  const auto add_blocks = [&](int, Index first, Index last) {
+    for (Index block = first; block < last; ++block) {
+      double lanes[kLanes] = {};
+      const Index end = std::min((block + 1) * kBlock, count);
+      Index i = block * kBlock;
+      for (; i + kLanes <= end; i += kLanes)
+        for (Index lane = 0; lane < kLanes; ++lane) lanes[lane] += values[i + lane];
+      for (Index lane = 0; i + lane < end; ++lane) lanes[lane] += values[i + lane];
+      std::copy_n(lanes, kLanes, of_blocks.data() + block * kLanes);
+    }
+  };
+  parallel_rows(blocks, threads_for(blocks, kBlock), add_blocks);
   CompensatedSum total;
-  for (Index begin = 0; begin < count; begin += kBlock) {
-    double lanes[kLanes] = {};
-    const Index end = std::min(begin + kBlock, count);
-    for (Index i = begin; i < end; ++i) lanes[i % kLanes] += values[i];
-    for (const double lane : lanes) total.add(lane);
-  }
+  for (const double lane : of_blocks) total.add(lane);
   return total.value();
 }
 

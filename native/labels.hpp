@@ -5,6 +5,9 @@
 
 namespace softmaxloss {
 
+// Whether all labels are classes.
+bool all_are_classes(const Index* labels, Index rows, Index classes);
+
 struct LabelSurvey {
   Index bad;      // the position of the first label that is neither a class nor ignore_index; -1 where there is none
   Index counted;  // how many are classes

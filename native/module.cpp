@@ -6,6 +6,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <tuple>
@@ -89,18 +90,16 @@ void row_statistics(const Array& logits, int storage, const std::optional<Vector
 // The whole of a call without options: nothing where this is not one, or a label is no class.
 std::optional<double> quick_loss(const Array& logits, const Array& labels, const std::optional<OutArray>& gradient,
                                  bool mean) {
-  constexpr Index kMostRows = 4096;
   const nb::dlpack::dtype dtype = logits.dtype();
   if (dtype != nb::dtype<float>() && dtype != nb::dtype<double>()) return std::nullopt;
   if (labels.dtype() != nb::dtype<Index>() || labels.ndim() + 1 != logits.ndim() || labels.ndim() > 1)
     return std::nullopt;
   const Index rows = row_count(logits), classes = classes_of(logits);
-  if (rows == 0 || rows > kMostRows || classes == 0) return std::nullopt;
+  if (rows == 0 || classes == 0) return std::nullopt;
   if (labels.ndim() == 1 && (static_cast<Index>(labels.shape(0)) != rows || (rows > 1 && labels.stride(0) != 1)))
     return std::nullopt;
   const Index* label = static_cast<const Index*>(labels.data());
-  for (Index row = 0; row < rows; ++row)
-    if (label[row] < 0 || label[row] >= classes) return std::nullopt;
+  if (!all_are_classes(label, rows, classes)) return std::nullopt;
   const Storage storage = computed_storage(logits);
   return by_storage(storage, [&](auto zero) {
     using T = decltype(zero);
@@ -110,11 +109,14 @@ std::optional<double> quick_loss(const Array& logits, const Array& labels, const
     problem.targets.labels = label;
     problem.gradient_scale = mean ? 1.0 / static_cast<double>(rows) : 1.0;
     if (gradient) set_gradient(problem, logits, *gradient);
-    double row_loss[kMostRows];
-    problem.loss = row_loss;
+    constexpr Index kFewRows = 4096;
+    double few[kFewRows];
+    const auto many =
+        rows > kFewRows ? std::make_unique_for_overwrite<double[]>(static_cast<std::size_t>(rows)) : nullptr;
+    problem.loss = many ? many.get() : few;
     nb::gil_scoped_release release;
     run_loss(problem, rows);
-    return sum(row_loss, rows) * problem.gradient_scale;
+    return sum(problem.loss, rows) * problem.gradient_scale;
   });
 }
 

@@ -85,8 +85,9 @@ ALWAYS_INLINE void pack_vector(const ClassRun<T>& run, Index i) {
   store(run.maximum + i, largest);
 }
 
+// (By value: what is stored could be a part of a `run` elsewhere, which would be read again for each vector.)
 template <int kClasses, class T>
-void pack_classes(const ClassRun<T>& run) {
+void pack_classes(ClassRun<T> run) {
   constexpr Index kLine = 64 / sizeof(T);
   Index i = 0;
   for (; i + kLine <= run.count; i += kLine) {
