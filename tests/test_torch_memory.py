@@ -38,6 +38,7 @@ def growth(shape, dtype, inplace, options, function):
     logits = leaf * 1 if inplace else leaf
     options = {"inplace": True, **options} if inplace else options
     gc.collect()
+    slt.empty_cache()
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
     loss = function(logits, labels, **options)
@@ -53,6 +54,31 @@ def measure(shape, dtype="float32", inplace=False, options={}, pytorch=False):
 print(json.dumps([measure(**case) for case in json.loads(sys.argv[1])]))
 """
 EVERYTHING = {"softcap": 20.0, "temperature": 2.0, "z_loss": 1e-3, "focal_gamma": 2.0, "reduction": "sum"}
+
+
+def test_the_memory_of_a_large_gradient_serves_the_next():
+    slt.empty_cache()
+    labels = torch.arange(2048) % 1000
+
+    def gradient(rows, dtype=torch.float32):
+        logits = torch.zeros(rows, 1000, dtype=dtype, requires_grad=True)
+        slt.cross_entropy(logits, labels[:rows]).backward()
+        return logits.grad
+
+    first, second = gradient(2048), gradient(2048)
+    assert first.data_ptr() != second.data_ptr()
+    assert torch.equal(first, second)
+    part, where = first[7:9], first.data_ptr()
+    kept = part.clone()
+    del first
+    assert gradient(2048).data_ptr() != where  # a view of the gradient keeps its memory from others
+    assert torch.equal(part, kept)
+    del part
+    assert gradient(1500).data_ptr() == where
+    assert gradient(1500, torch.float64).shape == (1500, 1000)
+    slt.empty_cache()
+    gradient(1100)
+    slt.empty_cache()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")

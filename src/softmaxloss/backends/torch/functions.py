@@ -97,7 +97,10 @@ class LossInPlace(torch.autograd.Function):
             )
         ctx.spent = True
         (gradient,) = ctx.saved_tensors
-        return gradient.mul_(upstream.unsqueeze(-1) if ctx.by_row else upstream), None, None
+        if ctx.by_row:
+            return gradient.mul_(upstream.unsqueeze(-1)), None, None
+        is_whole = upstream.is_cpu and float(upstream) == 1.0
+        return gradient if is_whole else gradient.mul_(upstream), None, None
 
 
 def attach(problem: Problem, loss: Tensor, gradient: Tensor | None) -> Tensor:

@@ -7,16 +7,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from softmaxloss.backends.torch.spare import LARGE_BYTES, large_like
+
 try:
     from ml_dtypes import bfloat16
 except ImportError:  # then the kernels have no name for it, and PyTorch's operations serve
     bfloat16 = None
 
 _KERNELS_TAKE = {torch.float32, torch.float64, torch.float16, *([] if bfloat16 is None else [torch.bfloat16])}
-
-# From this size on NumPy asks the system for huge pages, and PyTorch does not: filling them takes a fraction of the
-# page faults.
-_LARGE_BYTES = 1 << 22
 
 
 def kernels_take(dtype: torch.dtype) -> bool:
@@ -43,8 +41,13 @@ def view(tensor: Tensor | None) -> NDArray[Any] | None:
 def new_like(tensor: Tensor) -> Tensor:
     """Return a new tensor of the same shape, dtype, device and order of axes, with nothing written yet."""
     tensor = tensor.detach()
-    if not tensor.is_cpu or tensor.numel() * tensor.itemsize < _LARGE_BYTES:
+    if not tensor.is_cpu or tensor.numel() * tensor.itemsize < LARGE_BYTES:
         return torch.empty_like(tensor)
     if tensor.dtype == torch.bfloat16:
-        return torch.from_numpy(np.empty_like(tensor.view(torch.uint16).numpy())).view(torch.bfloat16)
-    return torch.from_numpy(np.empty_like(tensor.resolve_neg().numpy()))
+        return torch.from_numpy(large_like(tensor.view(torch.uint16).numpy())).view(torch.bfloat16)
+    return torch.from_numpy(large_like(tensor.resolve_neg().numpy()))
+
+
+def new_empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a new contiguous tensor, with nothing written yet."""
+    return new_like(torch.empty((), dtype=dtype, device=device).expand(shape))
