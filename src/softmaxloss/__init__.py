@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from softmaxloss.functional import cross_entropy, log_softmax, logsumexp, one_hot, softmax
 from softmaxloss.labels import LabelError
+from softmaxloss.linear import LinearGrad, linear_cross_entropy, linear_cross_entropy_and_grad
 from softmaxloss.loss import (
     RowStatistics,
     hessian_vector_product,
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Evaluation",
     "LabelError",
+    "LinearGrad",
     "RowStatistics",
     "SoftmaxClassifier",
     "__version__",
@@ -30,6 +32,8 @@ __all__ = [
     "evaluate",
     "get_num_threads",
     "hessian_vector_product",
+    "linear_cross_entropy",
+    "linear_cross_entropy_and_grad",
     "log_softmax",
     "logsumexp",
     "one_hot",

@@ -1,7 +1,7 @@
 """The loss kernels' calls: what options and reduction become for them, and arrays as they lie or in blocks."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,7 +152,7 @@ def _fits_single(masses: NDArray[np.float64]) -> bool:
     return bool(((masses == 0.0) | ((masses >= _LEAST_SINGLE) & (masses <= _MOST_SINGLE))).all())
 
 
-def _distribution_in(dtype: np.dtype[Any], rows: NDArray[Any]) -> NDArray[Any]:
+def distribution_in(dtype: np.dtype[Any], rows: NDArray[Any]) -> NDArray[Any]:
     """Return a copy of distributions in the kernels' dtype; what is above 0 stays above 0, so that a mask meets it.
 
     What float32 would round to 0 becomes its least subnormal number, about 1e-45: that is no more than rounding to
@@ -178,16 +178,34 @@ class _Inputs(NamedTuple):
 
 
 # Calls one kernel for a block of rows, with its own input besides these (or None), and its output (or None).
-_Call = Callable[[RowIndex, _Inputs, NDArray[Any] | None, Any], _Found]
+_Call = Callable[[_Inputs, NDArray[Any] | None, Any], _Found]
 
 
-class LossKernel:
-    """One loss: its inputs, class axis last, and how a kernel runs over them, as they lie or in blocks."""
+class LossOfRows:
+    """One loss apart from its logits: what the kernels are told besides them, for all rows at once or block by block.
 
-    def __init__(self, logits: NDArray[Any], labels: Labels, options: LossOptions) -> None:
-        rows_shape, classes = logits.shape[:-1], logits.shape[-1]
+    Parameters
+    ----------
+    labels, options
+        Of all rows; checked but for the labels' values, which are surveyed here (`LabelError`).
+    rows_shape : tuple of int
+        The shape of all rows.
+    classes : int
+        Their number of classes.
+    logits_dtype : numpy.dtype
+        What the logits will come in.
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        options: LossOptions,
+        rows_shape: tuple[int, ...],
+        classes: int,
+        logits_dtype: np.dtype[Any],
+    ) -> None:
         options = in_range(options)
-        self.logits, self.labels, self.options = logits, labels, options
+        self.labels, self.options, self.rows_shape, self.classes = labels, options, rows_shape, classes
         survey = survey_labels(labels, options, rows_shape, classes)
         self.scale = reduction_scale(options, labels, survey)
         # Where every row is ignored the mean is NaN, and its gradient 0.
@@ -196,38 +214,46 @@ class LossKernel:
         targets = _targets(options, labels, classes)
         # The kernels compute in `dtype`, and read logits and write gradients in `stored`, one of the dtypes computed
         # in it. Weights farther apart than float32 holds are for the float64 kernel.
-        self.loss_dtype = kernel_dtype(logits.dtype)
+        self.loss_dtype = kernel_dtype(logits_dtype)
         single = self.loss_dtype != _FLOAT64 and targets.fit_single()
         self.dtype = self.loss_dtype if single else _FLOAT64
-        self.stored = result_dtype(logits.dtype) if single else _FLOAT64
+        self.stored = result_dtype(logits_dtype) if single else _FLOAT64
         self.targets = targets.held_in(self.dtype)
 
-    def loss(self, gradient: NDArray[Any] | None, *, in_place: bool = False) -> Any:
-        """Return the reduced loss, and fill `gradient`, which may be the logits themselves (`in_place`)."""
-        distribution, tolerance = self.labels.distribution, self.labels.tolerance
-        if distribution is not None and in_place:
-            self._check_distribution(distribution)
-            # The kernel adds in another order; it must not find fault when part has been written.
-            tolerance = math.inf
-        rows, totals = np.empty(self.logits.shape[:-1]), []
+    def of_block(
+        self,
+        block: RowIndex,
+        logits: NDArray[Any],
+        distribution: NDArray[Any] | None,
+        row_loss: NDArray[np.float64],
+        gradient: NDArray[Any] | None,
+        *,
+        tolerance: float | None = None,
+    ) -> float:
+        """Fill `row_loss`, all rows' losses, for one block of them; return their sum.
 
-        def call(block: RowIndex, inputs: _Inputs, _: Any, output: Any) -> _Found:
+        `logits` and `distribution` are the block's own, and `gradient`, where it is asked for, which may be the logits.
+        """
+        tolerance = self.labels.tolerance if tolerance is None else tolerance
+        total = 0.0
+
+        def call(inputs: _Inputs, _: Any, output: Any) -> _Found:
+            nonlocal total
             terms = self._terms(block, inputs.distribution, tolerance)
-            total, bad = _native.loss(inputs.logits, inputs.storage, terms, flat(rows, block), output)
-            totals.append(total)
+            total, bad = _native.loss(inputs.logits, inputs.storage, terms, flat(row_loss, block), output)
             return bad
 
-        self._run(call, None, gradient)
-        return reduced(self.options, rows, _sum(totals), self.scale, self.loss_dtype)
+        self._run_block(block, call, logits, distribution, None, gradient)
+        return total
 
-    def hessian_vector_product(self, vector: NDArray[Any], product: NDArray[Any]) -> None:
-        """Fill `product` with the Hessian of the reduced loss (of the sum for "none") times `vector`."""
+    def check_distribution(self, block: RowIndex, distribution: NDArray[Any]) -> None:
+        """Raise `ValueError` where a row of a block's distributions is none, without looking at any logits."""
+        rows = distribution if kernel_reads(distribution, self.dtype) else distribution_in(self.dtype, distribution)
+        self._raise_bad(_native.bad_distribution(rows, self.labels.tolerance), block)
 
-        def call(block: RowIndex, inputs: _Inputs, direction: Any, output: Any) -> _Found:
-            terms = self._terms(block, inputs.distribution, self.labels.tolerance)
-            return _native.hessian_vector_product(inputs.logits, inputs.storage, terms, direction, output)
-
-        self._run(call, vector, product)
+    def reduced(self, row_loss: NDArray[np.float64], totals: list[float]) -> Any:
+        """Return the loss asked for, of rows' losses and the sums of those of blocks that make up the whole."""
+        return reduced(self.options, row_loss, _sum(totals), self.scale, self.loss_dtype)
 
     def _terms(self, block: RowIndex, distribution: NDArray[Any] | None, tolerance: float) -> _native.LossTerms:
         """Return what the kernels are told of a block besides its logits."""
@@ -252,8 +278,83 @@ class LossKernel:
             options.poly_epsilon,
         )
 
-    def _run(self, call: _Call, vector: NDArray[Any] | None, output: NDArray[Any] | None) -> None:
-        """Call the kernel once, over all rows, if it can use every array as it lies; else for block after block."""
+    def _run_block(
+        self,
+        block: RowIndex,
+        call: _Call,
+        logits: NDArray[Any],
+        distribution: NDArray[Any] | None,
+        vector: NDArray[Any] | None,
+        output: NDArray[Any] | None,
+    ) -> None:
+        """Call the kernel for a block: of each array what it can use as it lies, and a copy of what it cannot."""
+        if distribution is not None and not kernel_reads(distribution, self.dtype):
+            distribution = distribution_in(self.dtype, distribution)
+        if vector is not None:
+            vector = _readable(vector, self.dtype)
+        rows = _readable(logits, self.stored)
+        storage = storage_of(self.stored)
+        assert storage is not None  # the dtypes computed in, and those kept in 16 bits
+        inputs = _Inputs(elements(rows), storage, distribution)
+        if output is None or kernel_reads(output, self.stored):
+            self._raise_bad(call(inputs, vector, None if output is None else elements(output)), block)
+            return
+        result = np.empty(rows.shape, self.stored)
+        self._raise_bad(call(inputs, vector, elements(result)), block)
+        with np.errstate(over="ignore"):  # what is too large for its dtype is inf
+            output[...] = result
+
+    def _raise_bad(self, bad: _Found, block: RowIndex) -> None:
+        """Raise `ValueError` for the row of a block, if there is one, that the kernel found to be no distribution."""
+        if bad is None:
+            return
+        row, total, least = bad
+        raise not_a_distribution(
+            self._position(block, row),
+            total,
+            least,
+            "a label distribution; class indices have one dimension less than the logits",
+        )
+
+    def _position(self, block: RowIndex, row: int) -> tuple[int, ...]:
+        """Return the index, among all rows, of a row of a block."""
+        return row_position(self.rows_shape, block, row)
+
+
+class LossKernel(LossOfRows):
+    """One loss of logits that are there as an array, class axis last: as they lie, or in blocks."""
+
+    def __init__(self, logits: NDArray[Any], labels: Labels, options: LossOptions) -> None:
+        super().__init__(labels, options, logits.shape[:-1], logits.shape[-1], logits.dtype)
+        self.logits = logits
+
+    def loss(self, gradient: NDArray[Any] | None, *, in_place: bool = False) -> Any:
+        """Return the reduced loss, and fill `gradient`, which may be the logits themselves (`in_place`)."""
+        q, tolerance = self.labels.distribution, self.labels.tolerance
+        if q is not None and in_place:
+            self._check_distribution(q)
+            # The kernel adds in another order; it must not find fault when part has been written.
+            tolerance = math.inf
+        rows = np.empty(self.rows_shape)
+        totals = [
+            self.of_block(block, self.logits[block], _part(q, block), rows, _part(gradient, block), tolerance=tolerance)
+            for block in self._blocks(None, gradient)
+        ]
+        return self.reduced(rows, totals)
+
+    def hessian_vector_product(self, vector: NDArray[Any], product: NDArray[Any]) -> None:
+        """Fill `product` with the Hessian of the reduced loss (of the sum for "none") times `vector`."""
+        q = self.labels.distribution
+        for block in self._blocks(vector, product):
+
+            def call(inputs: _Inputs, direction: Any, output: Any, block: RowIndex = block) -> _Found:
+                terms = self._terms(block, inputs.distribution, self.labels.tolerance)
+                return _native.hessian_vector_product(inputs.logits, inputs.storage, terms, direction, output)
+
+            self._run_block(block, call, self.logits[block], _part(q, block), vector[block], product[block])
+
+    def _blocks(self, vector: NDArray[Any] | None, output: NDArray[Any] | None) -> Iterable[RowIndex]:
+        """Return all rows as one block, if the kernel can use every array as it lies; else blocks to be copied."""
         distribution = self.labels.distribution
         as_they_lie = (
             kernel_reads(self.logits, self.stored)
@@ -261,48 +362,16 @@ class LossKernel:
             and (vector is None or kernel_reads(vector, self.dtype))
             and (distribution is None or kernel_reads(distribution, self.dtype))
         )
-        rows_shape, classes = self.logits.shape[:-1], self.logits.shape[-1]
-        for block in [(...,)] if as_they_lie else row_blocks(rows_shape, rows_a_block(classes, self.dtype)):
-            self._run_block(block, call, vector, output)
-
-    def _run_block(
-        self, block: RowIndex, call: _Call, vector: NDArray[Any] | None, output: NDArray[Any] | None
-    ) -> None:
-        """Call the kernel for a block: of each array what it can use as it lies, and a copy of what it cannot."""
-        q = self.labels.distribution
-        if q is not None:
-            q = q[block] if kernel_reads(q, self.dtype) else _distribution_in(self.dtype, q[block])
-        if vector is not None:
-            vector = _readable(vector[block], self.dtype)
-        rows = _readable(self.logits[block], self.stored)
-        storage = storage_of(self.stored)
-        assert storage is not None  # the dtypes computed in, and those kept in 16 bits
-        inputs = _Inputs(elements(rows), storage, q)
-        if output is None or kernel_reads(output, self.stored):
-            self._raise_bad(call(block, inputs, vector, None if output is None else elements(output[block])), block)
-            return
-        result = np.empty(rows.shape, self.stored)
-        self._raise_bad(call(block, inputs, vector, elements(result)), block)
-        with np.errstate(over="ignore"):  # what is too large for its dtype is inf
-            output[block] = result
+        return [(...,)] if as_they_lie else row_blocks(self.rows_shape, rows_a_block(self.classes, self.dtype))
 
     def _check_distribution(self, distribution: NDArray[Any]) -> None:
-        rows_shape, classes = distribution.shape[:-1], distribution.shape[-1]
         as_it_lies = kernel_reads(distribution, self.dtype)
-        blocks = [(...,)] if as_it_lies else row_blocks(rows_shape, rows_a_block(classes, self.dtype))
-        for block in blocks:
-            rows = distribution if as_it_lies else _distribution_in(self.dtype, distribution[block])
-            self._raise_bad(_native.bad_distribution(rows, self.labels.tolerance), block)
+        for block in [(...,)] if as_it_lies else row_blocks(self.rows_shape, rows_a_block(self.classes, self.dtype)):
+            self.check_distribution(block, distribution[block])
 
-    def _raise_bad(self, bad: _Found, block: RowIndex) -> None:
-        """Raise `ValueError` for the row of a block, if there is one, that the kernel found to be no distribution."""
-        if bad is None:
-            return
-        row, total, least = bad
-        where = row_position(self.logits.shape[:-1], block, row)
-        raise not_a_distribution(
-            where, total, least, "a label distribution; class indices have one dimension less than the logits"
-        )
+
+def _part(array: NDArray[Any] | None, block: RowIndex) -> NDArray[Any] | None:
+    return None if array is None else array[block]
 
 
 def _readable(rows: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

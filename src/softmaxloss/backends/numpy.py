@@ -22,6 +22,8 @@ from softmaxloss.backends.layout import (
     rows_a_block,
     storage_of,
 )
+from softmaxloss.backends.linear import linear_cross_entropy as linear_cross_entropy
+from softmaxloss.backends.linear import linear_cross_entropy_and_grad as linear_cross_entropy_and_grad
 from softmaxloss.backends.memory import check_out, plainly_free, same_memory
 from softmaxloss.labels import Labels, label_error, resolve_labels
 from softmaxloss.options import GivenOptions, GivenTransform, as_array, is_real

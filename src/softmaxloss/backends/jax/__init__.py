@@ -2,6 +2,8 @@
 
 On CPUs the kernels compute, called by XLA (ffi.py, native/xla.cpp), where softmaxloss was built with XLA's headers;
 plain JAX (composed.py, pieces.py) does everywhere else. derivatives.py differentiates both, arguments.py is the door.
+linear.py is the door of the linear cross-entropy, which uses all of that block by block (linear_sweeps.py) and has
+derivatives of its own (linear_derivatives.py).
 """
 
 from functools import partial
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 
 from softmaxloss.backends.jax import derivatives
 from softmaxloss.backends.jax.arguments import Rows, loss_problem, serving, statistics_problem
+from softmaxloss.backends.jax.linear import linear_cross_entropy, linear_cross_entropy_and_grad
 from softmaxloss.backends.jax.probabilities import cross_entropy, one_hot
 from softmaxloss.backends.jax.problem import computed_in
 from softmaxloss.options import GivenOptions, GivenTransform
@@ -19,6 +22,8 @@ from softmaxloss.options import GivenOptions, GivenTransform
 __all__ = [
     "cross_entropy",
     "hessian_vector_product",
+    "linear_cross_entropy",
+    "linear_cross_entropy_and_grad",
     "logsumexp",
     "one_hot",
     "row_statistics",

@@ -25,28 +25,25 @@ _INT32 = np.iinfo(np.int32)
 _UNUSED_INDEX = -100
 
 
-class Rows:
-    """Logits with their class axis: the shapes that go with them, and the way to (before, classes, after) and back."""
+class Layout:
+    """The shape of logits and their class axis: the shapes that go with it, and the way to (before, classes, after)."""
 
-    def __init__(self, logits: Any, axis: int, name: str = "logits") -> None:
-        array = as_floats(logits, name)
-        if not 1 <= array.ndim <= _MAX_DIMENSIONS:
+    def __init__(self, shape: tuple[int, ...], axis: int, dtype: Any, name: str = "logits") -> None:
+        if not 1 <= len(shape) <= _MAX_DIMENSIONS:
             raise ValueError(
-                f"{name} have {array.ndim} dimensions; expected 1 (one row of classes) to {_MAX_DIMENSIONS}"
+                f"{name} have {len(shape)} dimensions; expected 1 (one row of classes) to {_MAX_DIMENSIONS}"
             )
-        self.shape = array.shape
+        self.shape, self.dtype = shape, dtype
         axis = integer("axis", axis)
-        if not -array.ndim <= axis < array.ndim:
-            raise np.exceptions.AxisError(axis, array.ndim)
-        self.axis = axis % array.ndim
+        if not -len(shape) <= axis < len(shape):
+            raise np.exceptions.AxisError(axis, len(shape))
+        self.axis = axis % len(shape)
         self.rows_shape = self.shape[: self.axis] + self.shape[self.axis + 1 :]
         self.classes = self.shape[self.axis]
         if self.classes == 0:
             last = (*self.rows_shape, 0)
             raise ValueError(f"the class axis has length 0 in {name} of shape {last} (class axis last)")
         self.before, self.after = math.prod(self.shape[: self.axis]), math.prod(self.shape[self.axis + 1 :])
-        self.array = array
-        self.logits = self.folded(array)
 
     def folded(self, array: Any) -> Any:
         """Return an array of the logits' shape as (before, classes, after)."""
@@ -59,6 +56,15 @@ class Rows:
     def of_rows(self, array: Any) -> Any:
         """Return one number a row, in the shape (before, after), in the rows' shape."""
         return array.reshape(self.rows_shape)
+
+
+class Rows(Layout):
+    """Logits with their class axis."""
+
+    def __init__(self, logits: Any, axis: int, name: str = "logits") -> None:
+        self.array = as_floats(logits, name)
+        super().__init__(self.array.shape, axis, self.array.dtype, name)
+        self.logits = self.folded(self.array)
 
 
 def as_floats(array: Any, name: str) -> Any:
@@ -103,9 +109,15 @@ def loss_problem(
 ) -> tuple[Rows, Plan, Operands]:
     """Return what a loss is made of, or raise what NumPy's backend raises."""
     rows = Rows(logits, axis, name)
+    plan, operands = problem_of_rows(rows, rows.logits, labels, given)
+    return rows, plan, operands
+
+
+def problem_of_rows(rows: Layout, logits: Any, labels: Any, given: GivenOptions) -> tuple[Plan, Operands]:
+    """Return what a loss is made of; `logits` are folded, or None where they are still to be computed."""
     options = _checked(given, rows)
     operands = Operands(
-        rows.logits,
+        logits,
         None,
         _reals("sample_weight", given.sample_weight, rows.rows_shape, "one weight a row", (rows.before, rows.after)),
         _reals("class_weight", given.class_weight, (rows.classes,), "one weight a class"),
@@ -125,7 +137,7 @@ def loss_problem(
         tolerance=tolerance,
         serving=serving(*operands, targets),
     )
-    return rows, plan, operands._replace(labels=targets)
+    return plan, operands._replace(labels=targets)
 
 
 def statistics_problem(logits: Any, labels: Any, axis: int, given: GivenTransform) -> tuple[Rows, Capped, Operands]:
@@ -145,7 +157,7 @@ def statistics_problem(logits: Any, labels: Any, axis: int, given: GivenTransfor
     return rows, capped, Operands(rows.logits, indices, logit_bias=bias)
 
 
-def _checked(given: GivenOptions, rows: Rows) -> LossOptions:
+def _checked(given: GivenOptions, rows: Layout) -> LossOptions:
     """Return the options checked, but for the values of arrays that are not at hand."""
     at_hand = {name: on_host(getattr(given, name)) for name in ("sample_weight", "class_weight", "logit_bias")}
     return given._replace(**at_hand).check(rows.rows_shape, rows.classes)
@@ -163,7 +175,7 @@ def _reals(name: str, values: Any, shape: tuple[int, ...], meaning: str, folded:
     return array.astype(computed_in(array.dtype)).reshape(shape if folded is None else folded)
 
 
-def _targets(labels: Any, rows: Rows, options: LossOptions | None) -> tuple[bool, float, Any, int]:
+def _targets(labels: Any, rows: Layout, options: LossOptions | None) -> tuple[bool, float, Any, int]:
     """Return whether labels are distributions, how far from 1 these may sum, the labels folded, and what is ignored.
 
     Without options (for the statistics of rows) no index is ignored.
@@ -236,10 +248,10 @@ def signed_indices(labels: Any, ignored: int | None) -> Any:
     return labels.astype(dtype)
 
 
-def _distributions(labels: Any, rows: Rows) -> Any:
+def _distributions(labels: Any, rows: Layout) -> Any:
     """Return distributions in the dtype computed in: what is above 0 stays so, and a mask meets it."""
     given = jnp.asarray(labels)
-    dtype = computed_in(rows.array.dtype)
+    dtype = computed_in(rows.dtype)
     q = given.astype(dtype)
     if given.dtype == jnp.float64 and dtype == jnp.float32:
         q = jnp.where((q == 0) & (given != 0), jnp.copysign(np.finfo(dtype).smallest_subnormal, given).astype(dtype), q)

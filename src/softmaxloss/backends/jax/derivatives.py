@@ -96,7 +96,7 @@ def _row_statistics(capped: Capped, operands: Operands) -> Any:
 @partial(_loss.defjvp, symbolic_zeros=True)
 def _loss_jvp(plan: Plan, primals: tuple[Operands], tangents: tuple[Operands]) -> tuple[Any, Any]:
     (operands,), (directions,) = primals, tangents
-    if _is_zero(directions.logits):
+    if is_zero(directions.logits):
         value = loss(plan, operands)
         return value, _change_by_others(plan, operands, directions, value)
     # A gradient rounded to 16 bits, and then multiplied by what comes from above, would have lost small numbers.
@@ -114,9 +114,9 @@ def _loss_and_gradient_jvp(plan: Plan, primals: tuple[Operands], tangents: tuple
     change = _change(plan, wide, directions, answer[0], gradient)
     others = directions._replace(logits=None)
     bent = jnp.zeros_like(gradient)
-    if not _is_zero(directions.logits):
+    if not is_zero(directions.logits):
         bent += hessian_vector_product(plan, wide, directions.logits)
-    if not all(map(_is_zero, others)):
+    if not all(map(is_zero, others)):
 
         def by_others(others: Operands) -> Any:
             return composed.gradient(plan, others._replace(logits=wide.logits))
@@ -157,7 +157,7 @@ def _row_statistics_jvp(capped: Capped, primals: Any, tangents: Any) -> tuple[An
 def _change(plan: Plan, operands: Operands, directions: Operands, value: Any, gradient: Any) -> Any:
     """Return the loss's tangent, of all inputs' tangents."""
     change = _change_by_others(plan, operands, directions, value)
-    if _is_zero(directions.logits):
+    if is_zero(directions.logits):
         return change
     return change + (gradient * directions.logits).sum(composed.CLASSES if plan.reduction == "none" else None)
 
@@ -165,7 +165,7 @@ def _change(plan: Plan, operands: Operands, directions: Operands, value: Any, gr
 def _change_by_others(plan: Plan, operands: Operands, directions: Operands, value: Any) -> Any:
     """Return the loss's tangent, of the tangents of all inputs but the logits."""
     others, changes = operands[1:], directions[1:]
-    if all(map(_is_zero, changes)):
+    if all(map(is_zero, changes)):
         return jnp.zeros_like(value)
     return _composed_jvp(lambda *others: composed.loss(plan, Operands(operands.logits, *others)), others, changes)[1]
 
@@ -173,7 +173,7 @@ def _change_by_others(plan: Plan, operands: Operands, directions: Operands, valu
 def _widened(operands: Operands) -> Operands:
     """Return operands, or tangents of them, with the logits in the dtype computed in."""
     logits = operands.logits
-    if _is_zero(logits) or logits.dtype == computed_in(logits.dtype):
+    if is_zero(logits) or logits.dtype == computed_in(logits.dtype):
         return operands
     return operands._replace(logits=logits.astype(computed_in(logits.dtype)))
 
@@ -182,7 +182,7 @@ def _composed_jvp(function: Any, primals: Any, tangents: Any) -> Any:
     return jax.jvp(function, tuple(primals), tuple(_zeros(tangents)))
 
 
-def _is_zero(tangent: Any) -> bool:
+def is_zero(tangent: Any) -> bool:
     """Tell whether this is known to be zero while tracing; so are tangents of integers, and of absent arrays."""
     return tangent is None or isinstance(tangent, jax.custom_derivatives.SymbolicZero)
 
@@ -191,9 +191,9 @@ def _zeros(tangents: Any) -> Any:
     """Return tangents with zeros in place of what is known to be zero."""
 
     def known(tangent: Any) -> Any:
-        if tangent is None or not _is_zero(tangent):
+        if tangent is None or not is_zero(tangent):
             return tangent
         zeros = np.zeros if tangent.dtype == jax.dtypes.float0 else jnp.zeros
         return zeros(tangent.shape, tangent.dtype)
 
-    return jax.tree.map(known, tangents, is_leaf=_is_zero)
+    return jax.tree.map(known, tangents, is_leaf=is_zero)

@@ -7,6 +7,9 @@ A loss has three ways to go, since none of them opens everywhere:
 - under torch.func, forward mode, torch.export, tracers and tensors that dispatch to Python, and for derivatives of
   derivatives, `formula`: PyTorch's own operations, which everything can see and batch;
 - under torch.compile, the kernels as operators (`operators`).
+
+The loss of hidden states and a weight goes the same ways (`linear`): sweeps over blocks of logits, all logits by the
+formula, and the sweeps as operators.
 """
 
 from typing import Any
@@ -15,6 +18,7 @@ import torch
 from torch import Tensor
 
 from softmaxloss.backends.torch import answers
+from softmaxloss.backends.torch.linear import linear_cross_entropy, linear_cross_entropy_and_grad
 from softmaxloss.backends.torch.memory import check_out
 from softmaxloss.backends.torch.pieces import cross_entropy, logsumexp, one_hot, row_statistics, softmax
 from softmaxloss.backends.torch.problem import class_axis_last, problem_of
@@ -23,6 +27,8 @@ from softmaxloss.options import GivenOptions
 __all__ = [
     "cross_entropy",
     "hessian_vector_product",
+    "linear_cross_entropy",
+    "linear_cross_entropy_and_grad",
     "logsumexp",
     "one_hot",
     "row_statistics",

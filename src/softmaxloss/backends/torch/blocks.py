@@ -20,7 +20,7 @@ _DIFFERENTIATED = ("logits", "distribution", "logit_bias")
 
 def loss(problem: Problem) -> Tensor:
     """Return the reduced loss, differentiable by everything."""
-    blocks = _blocks(problem)
+    blocks = blocks_of(problem)
     if len(blocks) <= 1:
         return formula.loss(problem)
     # (PyTorch has no types for `apply`.)
@@ -40,7 +40,7 @@ def hessian_vector_product(problem: Problem, vector: Tensor) -> Tensor:
     _, by_row, blocks = _loss_of_rows(problem)
     product = torch.empty_like(problem.logits)
     for block in blocks:
-        part = _block_of(problem, block)
+        part = block_of(problem, block)
         with torch.enable_grad():
             logits = part.logits.to(problem.dtype).requires_grad_()
             rows = formula.rows(part._replace(logits=logits))
@@ -83,13 +83,14 @@ class BlockedRows(torch.autograd.Function):
         return *(found.get(name) for name in _DIFFERENTIATED), None, None
 
 
-def _blocks(problem: Problem) -> list[Any]:
+def blocks_of(problem: Problem) -> list[Any]:
+    """Return the indices of blocks of its rows."""
     size = _HOST_BYTES if problem.logits.device.type == "cpu" else _DEVICE_BYTES
     rows_shape, classes = tuple(problem.logits.shape[:-1]), problem.logits.shape[-1]
     return list(row_blocks(rows_shape, max(1, size // (classes * problem.dtype.itemsize))))
 
 
-def _block_of(problem: Problem, block: Any) -> Problem:
+def block_of(problem: Problem, block: Any) -> Problem:
     """Return the problem of some of its rows, for what a row's own numbers depend on."""
     tensors = [None if tensor is None else tensor[block] for tensor in problem[:3]]
     return problem.with_tensors([*tensors, *problem[3:6]])
@@ -100,7 +101,7 @@ def _rows(problem: Problem, blocks: Sequence[Any]) -> formula.Rows:
     cross_entropy = problem.logits.new_empty(shape, dtype=problem.dtype)
     square = torch.empty_like(cross_entropy) if problem.options.z_loss else None
     for block in blocks:
-        rows = formula.rows(_block_of(problem, block))
+        rows = formula.rows(block_of(problem, block))
         cross_entropy[block] = rows.cross_entropy
         if square is not None:
             assert rows.square is not None
@@ -114,7 +115,7 @@ def _outputs(rows: formula.Rows) -> list[Tensor]:
 
 def _loss_of_rows(problem: Problem) -> tuple[Tensor, list[Tensor], list[Any]]:
     """Return the reduced loss, its derivatives by what `formula.rows` gives, and the blocks."""
-    blocks = _blocks(problem)
+    blocks = blocks_of(problem)
     with torch.no_grad():
         rows = _rows(problem, blocks)
     with torch.enable_grad():
@@ -148,7 +149,7 @@ def _blocked_gradients(
     total = None if bias is None else torch.zeros_like(bias, dtype=problem.dtype)
     for block in blocks:
         part = _row_gradients(
-            _block_of(problem, block), list(found), [each[block] for each in by_row], create_graph=False
+            block_of(problem, block), list(found), [each[block] for each in by_row], create_graph=False
         )
         for name, values in part.items():
             if name != "logit_bias":

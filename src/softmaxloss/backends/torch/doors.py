@@ -1,6 +1,7 @@
 """Which way a call can go: where tensors are plain memory, and where something has to see every operation."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -51,3 +52,13 @@ def _is_memory(tensor: torch.Tensor) -> bool:
         and tensor.layout is torch.strided
         and type(tensor).__torch_dispatch__ is _PLAIN_DISPATCH
     )
+
+
+def is_under_autocast(device: str) -> bool:
+    """Tell whether torch.autocast is on for a kind of device."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Return a context in which operations are in the dtypes of what they are given."""
+    return torch.autocast(device, enabled=False) if is_under_autocast(device) else nullcontext()

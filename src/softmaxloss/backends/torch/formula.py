@@ -18,7 +18,7 @@ from torch import Tensor
 
 from softmaxloss.backends.torch.problem import AS_THEY_ARE, Problem
 
-_LOG_HALF = math.log(0.5)
+LOG_HALF = math.log(0.5)
 
 
 class Rows(NamedTuple):
@@ -71,7 +71,7 @@ def gaps_of(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return base - v_j and lse - base, which make -log p_j, and base: the pivot's v_k, lse where there is none."""
     top, k = v.max(-1, keepdim=True)
     lse = torch.logsumexp(v, -1, keepdim=True)
-    has_pivot = top - lse > _LOG_HALF
+    has_pivot = top - lse > LOG_HALF
     base = torch.where(has_pivot, top, lse)
     is_pivot = (torch.arange(v.shape[-1], device=v.device) == k) & has_pivot
     # No derivative goes from the pivot's gap to its two ends: 1 - 1 would round what else arrives there.
@@ -88,7 +88,7 @@ def _of_indices(problem: Problem, gaps: Tensor, above: Tensor) -> Tensor:
     surprisal = gaps.gather(-1, y.unsqueeze(-1)).squeeze(-1) + above
     weight = None if problem.class_weight is None else class_weights(problem, dtype)
     if options.focal_gamma or options.poly_epsilon:
-        surprisal = _modulated(surprisal, options.focal_gamma, options.poly_epsilon)
+        surprisal = modulated(surprisal, options.focal_gamma, options.poly_epsilon)
     spike = surprisal if weight is None else weighted(weight[y], surprisal)
     if not smoothing:
         return spike
@@ -117,7 +117,7 @@ def is_distribution(rows: Tensor, tolerance: float, dtype: torch.dtype) -> Tenso
     return ((rows.sum(-1, dtype=dtype) - 1.0).abs() <= tolerance) & (rows >= 0).all(-1)
 
 
-def _modulated(surprisal: Tensor, gamma: float, poly: float) -> Tensor:
+def modulated(surprisal: Tensor, gamma: float, poly: float) -> Tensor:
     """Return m^gamma L + poly m^(gamma + 1) of L = -log p, with m = 1 - p, and the limits of it and its slope.
 
     At L = 0, which is certain, and beyond exp(-L)'s range, where m is 1.
@@ -166,8 +166,11 @@ def weighted(weight: Tensor, value: Tensor) -> Tensor:
     return weight * torch.where((weight == 0.0) & value.isinf(), 0.0, value)
 
 
-def reduced(problem: Problem, rows: Rows) -> Tensor:
-    """Return what the reduction makes of the rows, in the loss's dtype."""
+def reduced(problem: Problem, rows: Rows, label_weight: Tensor | None = None) -> Tensor:
+    """Return what the reduction makes of the rows, in the loss's dtype.
+
+    `label_weight` is each label's class weight, for who holds the weights of some classes only.
+    """
     reduction, z_loss, wide = problem.options.reduction, problem.options.z_loss, problem.wide
     weight = _row_weights(problem, wide)
     terms = rows.cross_entropy.to(wide)
@@ -180,7 +183,7 @@ def reduced(problem: Problem, rows: Rows) -> Tensor:
         return terms.to(problem.loss_dtype)
     if reduction == "sum":
         return terms.sum().to(problem.loss_dtype)
-    mean = terms.sum() / _divisor(problem, weight, by_class=True)
+    mean = terms.sum() / _divisor(problem, weight, by_class=True, label_weight=label_weight)
     if squares is not None:
         squares = squares if weight is None else weighted(weight, squares)
         mean = mean + z_loss * squares.sum() / _divisor(problem, weight, by_class=False)
@@ -195,13 +198,13 @@ def _row_weights(problem: Problem, dtype: torch.dtype) -> Tensor | None:
     return weight if problem.on_host else torch.where((weight >= 0.0) & (weight < math.inf), weight, math.nan)
 
 
-def _divisor(problem: Problem, weight: Tensor | None, *, by_class: bool) -> Tensor:
+def _divisor(problem: Problem, weight: Tensor | None, *, by_class: bool, label_weight: Tensor | None = None) -> Tensor:
     """Return what the mean divides by: the weight of the rows that are not ignored."""
     kept, wide = _kept(problem), problem.wide
     if kept is None:
         shape, device = problem.logits.shape[:-1], problem.logits.device
         return torch.ones(shape, dtype=wide, device=device).sum() if weight is None else weight.sum()
     if by_class and problem.class_weight is not None:
-        of_label = class_weights(problem, wide)[class_indices(problem)]
+        of_label = class_weights(problem, wide)[class_indices(problem)] if label_weight is None else label_weight
         weight = of_label if weight is None else weight * of_label
     return kept.sum(dtype=wide) if weight is None else torch.where(kept, weight, 0.0).sum()

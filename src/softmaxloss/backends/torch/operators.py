@@ -28,9 +28,13 @@ def loss(problem: Problem) -> Tensor:
 
 
 def _arguments(problem: Problem) -> tuple[Any, ...]:
+    return (*problem.tensors(), *scalars_of(problem))
+
+
+def scalars_of(problem: Problem) -> tuple[Any, ...]:
+    """Return a problem's arguments of operators beside its tensors."""
     options, transform = problem.options, problem.options.transform
     return (
-        *problem.tensors(),
         options.reduction,
         options.ignore_index,
         options.label_smoothing,
@@ -65,7 +69,7 @@ def _loss(
 ) -> Tensor:
     scalars = (reduction, ignore_index, label_smoothing, temperature, softcap, z_loss, focal_gamma, poly_epsilon)
     tensors = (logits, indices, distribution, sample_weight, class_weight, logit_bias)
-    return native.loss(_problem(tensors, scalars, tolerance, loss_dtype), None)
+    return native.loss(problem_of_arguments(tensors, (*scalars, tolerance, loss_dtype)), None)
 
 
 @_loss.register_fake
@@ -96,7 +100,7 @@ def _gradient(
 ) -> Tensor:
     scalars = (reduction, ignore_index, label_smoothing, temperature, softcap, z_loss, focal_gamma, poly_epsilon)
     tensors = (logits, indices, distribution, sample_weight, class_weight, logit_bias)
-    return native.gradient(_problem(tensors, scalars, tolerance, loss_dtype), upstream)
+    return native.gradient(problem_of_arguments(tensors, (*scalars, tolerance, loss_dtype)), upstream)
 
 
 @_gradient.register_fake
@@ -121,9 +125,10 @@ def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
 _loss.register_autograd(_backward, setup_context=_keep)
 
 
-def _problem(tensors: tuple[Any, ...], scalars: tuple[Any, ...], tolerance: float, loss_dtype: torch.dtype) -> Problem:
+def problem_of_arguments(tensors: tuple[Any, ...], scalars: tuple[Any, ...]) -> Problem:
     """Return the problem of an operator's arguments, which are memory when it runs."""
-    reduction, ignore_index, label_smoothing, temperature, softcap, z_loss, focal_gamma, poly_epsilon = scalars
+    reduction, ignore_index, label_smoothing, temperature, softcap, z_loss, focal_gamma, poly_epsilon, *rest = scalars
+    tolerance, loss_dtype = rest
     given = GivenOptions(
         reduction=reduction,
         ignore_index=ignore_index,

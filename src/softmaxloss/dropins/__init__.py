@@ -1,0 +1,1 @@
+"""Drop-ins for PyTorch, of which `softmaxloss.torch` is the public face."""
