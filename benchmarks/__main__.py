@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, cases, dense, memory, tables, training
+from benchmarks import accuracy, cases, dense, linear, linear_contenders, memory, tables, training
 from benchmarks.answers import ANSWERS
-from benchmarks.contenders import CONTENDERS, IN_JAX, IN_TORCH, available
+from benchmarks.contenders import CONTENDERS, EVERYONE, IN_JAX, IN_TORCH, available
 from benchmarks.machine import facts
 from benchmarks.operations import OPERATIONS
 from benchmarks.rotation import CALL_BYTES
@@ -22,7 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     everyone = _FRAMEWORKS.get(options.command, CONTENDERS)
     ours = next(iter(everyone))
-    present, left_out = available([name for name in everyone if name in (ours, *options.contenders)])
+    wanted = [name for name in everyone if name in (ours, *options.contenders)]
+    present, left_out = available(wanted, {**EVERYONE, **everyone})
     if ours in left_out:
         print(f"{left_out[ours]}: install the repository first, with pip install -e '.[bench]'", file=sys.stderr)
         return 1
@@ -65,6 +67,18 @@ def _framework(options: argparse.Namespace, present: list[str], results: dict[st
     return tables.frameworks(results)
 
 
+def _linear(options: argparse.Namespace, present: list[str], results: dict[str, Any]) -> str:
+    usual = options.cases or linear_contenders.CASES
+    peaked = [dataclasses.replace(case, peaked=True) for case in usual[:1]]
+    ours = [name for name in present if name in linear_contenders.OURS]
+    effort = linear.QUICK if options.quick else linear.FULL
+    results["contenders"] = present
+    results["cases"] = linear.measure(present, usual, effort) + linear.measure(ours, peaked, effort)
+    sized = usual if options.cases or options.quick else [*usual, linear_contenders.LARGE]
+    results["memory"] = linear.measure_memory(present, sized)
+    return linear.table(results)
+
+
 def _training(options: argparse.Namespace, present: list[str], results: dict[str, Any]) -> str:
     results["runs"] = training.measure(training.QUICK if options.quick else training.FULL)
     return training.table(results)
@@ -84,9 +98,10 @@ _COMMANDS = {
     "accuracy": _accuracy,
     "torch": _framework,
     "jax": _framework,
+    "linear": _linear,
     "training": _training,
 }
-_FRAMEWORKS = {"torch": IN_TORCH, "jax": IN_JAX, "training": IN_TORCH}
+_FRAMEWORKS = {"torch": IN_TORCH, "jax": IN_JAX, "linear": linear_contenders.LINEAR, "training": IN_TORCH}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,8 +129,11 @@ def _parser() -> argparse.ArgumentParser:
         "torch", help="time the loss and its backward pass in PyTorch, and measure its memory"
     )
     in_jax = commands.add_parser("jax", help="the same in JAX, under jit")
+    with_layer = commands.add_parser(
+        "linear", help="time the loss of a linear layer's output beside its matrix products, and measure its memory"
+    )
     trained = commands.add_parser("training", help="train a small language model with PyTorch's loss and with ours")
-    for command in (timed, in_torch, in_jax, trained):
+    for command in (timed, in_torch, in_jax, with_layer, trained):
         command.add_argument("--quick", action="store_true", help="a few short rounds: for a first look")
     for command in (timed, sized, in_torch, in_jax):
         command.add_argument(
@@ -126,12 +144,20 @@ def _parser() -> argparse.ArgumentParser:
             help="rows x classes, such as 65536x10, float64:8192x1000, 8x21x256x256@1 (the class axis) or "
             f"8192x1000+VARIANT, of {', '.join(cases.VARIANTS)}; in place of the usual ones",
         )
+    with_layer.add_argument(
+        "--cases",
+        nargs="+",
+        type=linear_contenders.LinearCase.parse,
+        metavar="CASE",
+        help="rows x features x classes, such as 1024x768x32000; in place of the usual ones",
+    )
     for command, everyone in (
         (timed, CONTENDERS),
         (sized, CONTENDERS),
         (exact, ANSWERS),
         (in_torch, IN_TORCH),
         (in_jax, IN_JAX),
+        (with_layer, linear_contenders.LINEAR),
     ):
         peers = list(everyone)[1:]
         command.add_argument(
@@ -143,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
             help=f"peers to compare with, of {', '.join(peers)}; all those installed unless given",
         )
     trained.set_defaults(contenders=["pytorch-eager"])
-    for command in (timed, sized, exact, in_torch, in_jax, trained):
+    for command in (timed, sized, exact, in_torch, in_jax, with_layer, trained):
         command.add_argument("--json", type=Path, metavar="FILE", help="write the raw results there as well")
     return parser
 

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks import frameworks, ours, peers
 from benchmarks.cases import Case
@@ -51,9 +52,9 @@ IN_JAX = {
 EVERYONE = {**CONTENDERS, **IN_TORCH, **IN_JAX}
 
 
-def available(names: list[str]) -> tuple[list[str], dict[str, str]]:
+def available(names: list[str], everyone: dict[str, Any] = EVERYONE) -> tuple[list[str], dict[str, str]]:
     """Part the contenders into those that can run and those that cannot, with the reason."""
-    missing = {name: EVERYONE[name].missing for name in names}
+    missing = {name: everyone[name].missing for name in names}
     present = [name for name, packages in missing.items() if not packages]
     return present, {name: f"{' and '.join(packages)} not installed" for name, packages in missing.items() if packages}
 

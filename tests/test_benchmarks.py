@@ -402,7 +402,7 @@ def test_a_wrong_answer_shows_in_the_accuracy_table(monkeypatch):
     table = tables.accuracy(
         {"machine": machine, "left_out": {}, "dtype": "float32", "kinds": list(kinds.values())}, False
     )
-    assert "| NaN / 0." in table
+    assert "| NaN / " in table
     assert "| 1.7e7 / 1.7e7 |" in table
 
 

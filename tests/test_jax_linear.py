@@ -17,7 +17,7 @@ from softmaxloss.backends.jax import ffi  # noqa: E402
 kernels_serve = pytest.mark.skipif(not ffi.available, reason="built without XLA's headers")
 
 
-@pytest.fixture(params=[pytest.param("kernels", marks=kernels_serve), "plain"])
+@pytest.fixture(params=[pytest.param("kernels", marks=kernels_serve), pytest.param("plain", marks=pytest.mark.slow)])
 def served(request, monkeypatch):
     """Run the test with the kernels, and with plain JAX."""
     monkeypatch.setattr(ffi, "available", request.param == "kernels")

@@ -20,7 +20,7 @@ from softmaxloss.backends.jax import ffi  # noqa: E402
 kernels_serve = pytest.mark.skipif(not ffi.available, reason="built without XLA's headers")
 
 
-@pytest.fixture(params=[pytest.param("kernels", marks=kernels_serve), "plain"])
+@pytest.fixture(params=[pytest.param("kernels", marks=kernels_serve), pytest.param("plain", marks=pytest.mark.slow)])
 def served(request, monkeypatch):
     """Run the test with the kernels, and with plain JAX."""
     monkeypatch.setattr(ffi, "available", request.param == "kernels")
@@ -36,6 +36,7 @@ def x64():
 # Derivatives
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("soft", [False, True], ids=["index", "soft"])
 def test_every_option_and_derivatives_of_two_orders(soft, reduction, served, x64):
@@ -90,6 +91,7 @@ def test_hessians_and_mixed_derivatives(reduction, x64):
         close(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("soft", [False, True], ids=["index", "soft"])
 def test_derivatives_by_labels_and_weights(soft, reduction, x64):
@@ -210,6 +212,7 @@ def test_second_derivatives_keep_no_blocks():
 # Batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reduction", "class_weights"), [("mean", False), ("mean", True), ("none", True)])
 def test_vmap_of_any_arguments(reduction, class_weights, x64):
     rng = np.random.default_rng(0)

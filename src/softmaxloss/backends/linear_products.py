@@ -11,7 +11,9 @@ from softmaxloss.backends.layout import converted, result_dtype
 from softmaxloss.backends.linear_layer import Layer
 from softmaxloss.backends.linear_rows import LinearRows, rows_of
 
-_PIECE_BYTES = 1 << 21  # of weights that are converted or gathered, and of products that are to be added
+# Of weights that are converted or gathered, and of products that are to be added, together with what BLAS makes of the
+# gradients in them. Larger ones leave less room for blocks; smaller ones have BLAS's threads wait for each other.
+_PIECE_BYTES = 8 << 20
 _SUMMED_ROWS = 1024  # of which a gradient's columns are added in its own dtype
 
 # By hidden states (None where they are sparse), weight and bias (None without one).
@@ -110,8 +112,8 @@ class DenseProducts:
 
     def _piece_length(self) -> int:
         """Return how many classes make a piece."""
-        length = max(1, *self._hidden.shape)
-        return max(1, _PIECE_BYTES // (self._dtype.itemsize * int(length)))
+        rows, features = self._hidden.shape
+        return max(1, _PIECE_BYTES // (self._dtype.itemsize * max(1, int(rows) + int(features))))
 
     def _hidden_rows(self, rows: slice) -> Any:
         """Return hidden states in the products' dtype."""
