@@ -13,7 +13,7 @@ from softmaxloss.backends.linear_rows import LinearRows, rows_of
 
 # Of weights that are converted or gathered, and of products that are to be added, together with what BLAS makes of the
 # gradients in them. Larger ones leave less room for blocks; smaller ones have BLAS's threads wait for each other.
-_PIECE_BYTES = 8 << 20
+_PIECE_BYTES = 6 << 20
 _SUMMED_ROWS = 1024  # of which a gradient's columns are added in its own dtype
 
 # By hidden states (None where they are sparse), weight and bias (None without one).
