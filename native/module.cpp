@@ -185,6 +185,7 @@ NB_MODULE(_native, m) {
   m.def("survey_labels", &survey);
   m.def("get_num_threads", &get_num_threads);
   m.def("set_num_threads", &set_num_threads, nb::arg("threads"));
+  m.def("work_alone", &work_alone);
   m.def("supported_instruction_sets", &supported_instruction_sets);
   m.def("instruction_set", &instruction_set);
   m.def("set_instruction_set", &set_instruction_set, nb::arg("name"));

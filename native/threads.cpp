@@ -19,6 +19,7 @@ constexpr Index kElementsWorthAThread = 32768;
 #endif
 
 std::atomic<bool> forked{false};
+thread_local bool works_alone = false;
 std::atomic<int> num_threads{[] {
   pthread_atfork(nullptr, nullptr, [] { forked = true; });
   return omp_get_max_threads();
@@ -28,9 +29,10 @@ std::atomic<int> num_threads{[] {
 
 int get_num_threads() { return num_threads; }
 void set_num_threads(int threads) { num_threads = threads; }
+void work_alone() { works_alone = true; }
 
 int threads_for(Index rows, Index elements_per_row) {
-  if (forked) return 1;
+  if (forked || works_alone) return 1;
   const Index worth = rows * elements_per_row / kElementsWorthAThread;
   return static_cast<int>(std::max<Index>(1, std::min({Index{num_threads}, rows, worth})));
 }

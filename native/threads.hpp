@@ -10,6 +10,9 @@ namespace softmaxloss {
 int get_num_threads();
 void set_num_threads(int threads);
 
+// From now on the calling thread uses no other: it is one of several that have parts of some work each.
+void work_alone();
+
 // How many threads parallel_rows will use for so many rows of so many elements: one where the work is too small to
 // wake another, and in a forked child (an OpenMP region there would wait for threads that fork did not copy).
 int threads_for(Index rows, Index elements_per_row);

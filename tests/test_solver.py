@@ -5,7 +5,8 @@ import io
 import numpy as np
 import pytest
 
-from softmaxloss.solver import Iteration, ProgressReport, minimize
+from softmaxloss.progress import ProgressReport
+from softmaxloss.solver import Iteration, minimize
 
 
 class Quadratic:

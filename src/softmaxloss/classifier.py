@@ -17,7 +17,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from softmaxloss.functional import log_softmax, softmax
 from softmaxloss.objective import Objective
-from softmaxloss.solver import ProgressReport, Solution, minimize
+from softmaxloss.progress import ProgressReport
+from softmaxloss.solver import Solution
+from softmaxloss.training import solve
 
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
@@ -176,7 +178,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             names_before = getattr(self, "feature_names_in_", None)
             X, y = validate_data(self, X, y, accept_sparse="csr", dtype=(np.float64, np.float32))
             classes, codes = _encode(y)
-            objective = Objective(
+            objective = Objective.of(
                 X,
                 codes,
                 _row_weights(sample_weight, self.class_weight, classes, codes),
@@ -185,18 +187,11 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                 fit_intercept=self.fit_intercept,
                 label_smoothing=self.label_smoothing,
             )
-            start = np.zeros(objective.shape)
+            start = None
             if self.warm_start and self._can_continue(classes, names_before):
-                start[:, :-1], start[:, -1] = self.coef_, self.intercept_
+                start = np.column_stack([self.coef_, self.intercept_]).ravel()
             with ProgressReport(enabled=self.verbose > 0) as report:
-                solution = minimize(
-                    objective.value_and_gradient,
-                    start.ravel(),
-                    tol=self.tol,
-                    max_iter=self.max_iter,
-                    variables=objective.centred_and_scaled(),
-                    on_iteration=report,
-                )
+                solution = solve(objective, start, tol=self.tol, max_iter=self.max_iter, on_iteration=report)
             if not solution.converged:
                 warnings.warn(self._shortfall(solution), ConvergenceWarning, stacklevel=2)
             self._store(classes, solution)

@@ -1,28 +1,39 @@
-"""Minimise a smooth convex function of a vector, given its value and gradient: the optimiser of SoftmaxClassifier."""
+"""Minimise a smooth convex function of a vector by preconditioned L-BFGS: the optimiser of SoftmaxClassifier."""
 
-import contextlib
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, Self
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import scipy.optimize
 
-# L-BFGS remembers the last steps: 40 need a third of the iterations of 10 where features are strongly correlated
-# (measured on scikit-learn's breast cancer data, unscaled). Fewer are kept where they would take more than this
-# much memory, but never fewer than will do.
+Vector = npt.NDArray[np.float64]
+ValueAndGradient = Callable[[Vector], tuple[float, Vector]]
+Map = Callable[[Vector], Vector]
+
+# The steps remembered: 40 need a third of the iterations of 10 where features are strongly correlated (measured on
+# scikit-learn's breast cancer data, unscaled). Fewer are kept where they would take more than this much memory, but
+# never fewer than will do.
 _MOST_STEPS = 40
 _FEWEST_STEPS = 4
 _STEPS_BYTES = 1 << 28
 
-# After so many iterations by the gradient alone without a new lowest gradient, rounding has the last word.
-# Ill-conditioned functions need some dozens between two lows.
-_PATIENCE = 100
+# The curvature changes with the point, most at first: the preconditioner is made anew after these iterations.
+_RENEWALS = (5, 15, 40)
 
-Vector = npt.NDArray[np.float64]
-ValueAndGradient = Callable[[Vector], tuple[float, Vector]]
+# After so many iterations without a new lowest gradient, or a value lower by this share of the first, rounding has the
+# last word. Ill-conditioned functions need some dozens between two lows.
+_PATIENCE = 100
+_PROGRESS = 1e-10
+
+# The line search takes a step that brings this share of the fall that the slope promises and leaves no more than this
+# share of the slope (Wolfe's conditions).
+_FALL = 1e-4
+_SLOPE = 0.9
+_MOST_TRIALS = 25
+
+# The value's rounding error may be this share of it: that of a mean of float32 losses.
+_ROUNDING = 1e-7
 
 
 class Variables(Protocol):
@@ -80,6 +91,40 @@ class Solution:
     values: list[float]
 
 
+@dataclass(frozen=True)
+class Point:
+    """A point u in the scaled variables, x in the original ones, with what is known there.
+
+    `gradient` is with respect to u, `gradient_norm` the largest entry of it and of the one with respect to x.
+    """
+
+    u: Vector
+    x: Vector
+    value: float
+    gradient: Vector
+    gradient_norm: float
+
+
+@dataclass
+class State:
+    """All that the next iteration depends on: with it the iterations go on as if they had never stopped.
+
+    `steps` and `changes` are the last steps in u and what they did to the gradient, `lowest` is the point of the
+    lowest gradient so far, `lowest_value` the lowest value, by `progress` at least below others, and `found_at` the
+    iteration of the later of the two. `renewed_at` is where the preconditioner was made.
+    """
+
+    current: Point
+    lowest: Point
+    lowest_value: float
+    progress: float
+    renewed_at: Vector
+    found_at: int = 0
+    steps: list[Vector] = field(default_factory=list)
+    changes: list[Vector] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+
 def minimize(
     value_and_gradient: ValueAndGradient,
     x0: npt.ArrayLike,
@@ -87,7 +132,10 @@ def minimize(
     tol: float,
     max_iter: int,
     variables: Variables | None = None,
+    preconditioner: Callable[[Vector], Map] | None = None,
     on_iteration: Callable[[Iteration], None] | None = None,
+    state: State | None = None,
+    on_state: Callable[[State], None] | None = None,
 ) -> Solution:
     """Minimise a smooth convex function by limited-memory BFGS.
 
@@ -109,8 +157,15 @@ def minimize(
         The most iterations; an iteration calls `value_and_gradient` once, now and then more often.
     variables : Variables, optional
         A linear change of variables in which the function is better scaled; without it u is x.
+    preconditioner : callable, optional
+        x to a symmetric positive definite linear map of vectors in u, near to the inverse of the Hessian at x up to
+        a factor. Asked for at the start and now and then later; without it the identity.
     on_iteration : callable, optional
         Called with an `Iteration` after each one. An exception that it raises ends the minimisation.
+    state : State, optional
+        Where to go on instead of at `x0`.
+    on_state : callable, optional
+        Called with the `State` after each iteration, to be read and not kept.
 
     Returns
     -------
@@ -123,14 +178,15 @@ def minimize(
 
     Notes
     -----
-    The iterations are those of L-BFGS-B [1]_ as SciPy has it. Near the minimum the value falls by less than
-    its own rounding error while the gradient is still far from its own: a gradient of 1e-8 is a decrease of
-    1e-16. There the decrease is taken from the gradient by the trapezoid rule, which is exact for a quadratic,
-    the idea behind the approximate Wolfe condition of [2]_.
+    The direction is that of L-BFGS [1]_ with the preconditioner, times the factor that the last step calls for, as
+    the first approximation. Near the minimum the value falls by less than its own rounding error while the gradient
+    is still far from its own: a gradient of 1e-8 is a decrease of 1e-16. There the decrease is taken from the slopes
+    at both ends of a step by the trapezoid rule, which is exact for a quadratic, the idea behind the approximate Wolfe
+    condition of [2]_.
 
     References
     ----------
-    .. [1] C. Zhu, R. H. Byrd, P. Lu, J. Nocedal, "Algorithm 778: L-BFGS-B", ACM Trans. Math. Softw. 23, 1997.
+    .. [1] J. Nocedal, "Updating quasi-Newton matrices with limited storage", Math. Comp. 35, 1980.
     .. [2] W. W. Hager, H. Zhang, "A new conjugate gradient method with guaranteed descent and an efficient
        line search", SIAM J. Optim. 16, 2005.
 
@@ -145,193 +201,154 @@ def minimize(
     >>> solution.x, solution.converged
     (array([ 1., -2.]), True)
     """
-    descent = _Descent(value_and_gradient, variables or OriginalVariables(), tol, max_iter, on_iteration)
-    descent.start_at(np.array(x0, dtype=np.float64))
-    descent.by_value()
-    descent.by_gradient()
-    return descent.solution()
+    descent = _Descent(value_and_gradient, variables or OriginalVariables(), preconditioner)
+    state = state or descent.start_at(np.array(x0, dtype=np.float64))
+    descent.precondition_at(state.renewed_at)
+    while not _is_finished(state, tol, max_iter) and descent.iterate(state):
+        number, point = len(state.values), state.current
+        if number in _RENEWALS:
+            state.renewed_at = point.x
+            descent.precondition_at(point.x)
+        if on_iteration is not None:
+            on_iteration(Iteration(number, point.x, point.value, point.gradient_norm))
+        if on_state is not None:
+            on_state(state)
+    best = state.current if state.current.gradient_norm <= tol else state.lowest
+    if len(state.values) >= max_iter and len(state.values) - state.found_at < _PATIENCE:
+        best = state.current
+    return Solution(
+        x=best.x,
+        value=best.value,
+        gradient_norm=best.gradient_norm,
+        n_iter=len(state.values),
+        converged=best.gradient_norm <= tol,
+        values=state.values,
+    )
 
 
-@dataclass(frozen=True)
-class _Point:
-    """A point in both sets of variables, with what is known there.
-
-    `gradient` is with respect to u, `gradient_norm` the largest entry of it and of the one with respect to x.
-    """
-
-    u: Vector
-    x: Vector
-    value: float
-    gradient: Vector
-    gradient_norm: float
-
-
-def _fall_of_value(old: _Point, new: _Point) -> float:
-    """Return how much lower the function is at `new`, by its values."""
-    return old.value - new.value
-
-
-def _fall_by_trapezoid_rule(old: _Point, new: _Point) -> float:
-    """Return how much lower the function is at `new`, by the slopes at both ends."""
-    return float(0.5 * (old.gradient + new.gradient) @ (old.u - new.u))
+def _is_finished(state: State, tol: float, max_iter: int) -> bool:
+    """Tell whether the current point is a solution, the last one allowed, or one of many that rounding plays with."""
+    done = len(state.values)
+    return state.current.gradient_norm <= tol or done >= max_iter or done - state.found_at >= _PATIENCE
 
 
 class _Descent:
-    """The iterations so far: the current point, and the values on the way to it."""
+    """The function in both sets of variables, and how a step is made."""
 
     def __init__(
         self,
         value_and_gradient: ValueAndGradient,
         variables: Variables,
-        tol: float,
-        max_iter: int,
-        on_iteration: Callable[[Iteration], None] | None,
+        preconditioner: Callable[[Vector], Map] | None,
     ) -> None:
         self.value_and_gradient = value_and_gradient
         self.variables = variables
-        self.tol = tol
-        self.max_iter = max_iter
-        self.on_iteration = on_iteration
-        self.values: list[float] = []
+        self.preconditioner = preconditioner
+        self.precondition: Map = np.copy
 
-    def start_at(self, x0: Vector) -> None:
-        """Make `x0` the current point."""
-        self.current = self.evaluate(self.variables.from_original(x0))
-        if not np.isfinite(self.current.value + self.current.gradient_norm):
+    def start_at(self, x0: Vector) -> State:
+        """Return the state before the first iteration."""
+        point = self.evaluate(self.variables.from_original(x0))
+        if not np.isfinite(point.value + point.gradient_norm):
             raise ValueError(
                 f"the function must be finite where the minimisation starts: its value there is "
-                f"{self.current.value}, its largest derivative {self.current.gradient_norm}; rescale the problem"
+                f"{point.value}, its largest derivative {point.gradient_norm}; rescale the problem"
             )
+        return State(point, point, point.value, _PROGRESS * abs(point.value), point.x)
 
-    def evaluate(self, u: Vector) -> _Point:
+    def precondition_at(self, x: Vector) -> None:
+        """Make the preconditioner."""
+        if self.preconditioner is not None:
+            self.precondition = self.preconditioner(x)
+
+    def evaluate(self, u: Vector) -> Point:
         """Return the point at `u`."""
         x = self.variables.to_original(u)
         value, by_x = self.value_and_gradient(x)
         by_u = self.variables.gradient(by_x)
         norm = np.maximum(np.abs(by_x).max(initial=0.0), np.abs(by_u).max(initial=0.0))  # NaN if either is
-        return _Point(u, x, value, by_u, float(norm))
+        return Point(u, x, value, by_u, float(norm))
 
-    @property
-    def finished(self) -> bool:
-        """Whether the current point is a solution or the last one allowed."""
-        return self.current.gradient_norm <= self.tol or len(self.values) >= self.max_iter
+    def iterate(self, state: State) -> bool:
+        """Move to the next point; False, and nothing is changed, where no step leads further down."""
+        old = state.current
+        new = self.step_along(old, self.direction(state))
+        if new is None and state.steps:  # what is remembered may be misleading by now
+            new = self.step_along(old, -self.precondition(old.gradient))
+            state.steps.clear()
+            state.changes.clear()
+        if new is None:
+            return False
+        _remember(state, new.u - old.u, new.gradient - old.gradient)
+        state.current = new
+        state.values.append(new.value)
+        if new.gradient_norm < state.lowest.gradient_norm:
+            state.lowest, state.found_at = new, len(state.values)
+        if new.value < state.lowest_value - state.progress:
+            state.lowest_value, state.found_at = new.value, len(state.values)
+        return True
 
-    def by_value(self) -> None:
-        """Iterate until finished or until the value falls no further."""
-        self._iterate(_fall_of_value, lambda: self.finished)
+    def direction(self, state: State) -> Vector:
+        """Return minus the approximate inverse Hessian times the gradient."""
+        downhill = -state.current.gradient
+        pairs = [(step, change, 1.0 / (step @ change)) for step, change in zip(state.steps, state.changes, strict=True)]
+        weights = []
+        for step, change, curvature in reversed(pairs):
+            weights.append(curvature * (step @ downhill))
+            downhill -= weights[-1] * change
+        direction = self.precondition(downhill)
+        if pairs:
+            _, change, curvature = pairs[-1]
+            direction /= curvature * (change @ self.precondition(change))
+        for (step, change, curvature), weight in zip(pairs, reversed(weights), strict=True):
+            direction += (weight - curvature * (change @ direction)) * step
+        return direction
 
-    def by_gradient(self) -> None:
-        """Iterate until finished or until the gradient finds no new low, then go back to its lowest."""
-        lowest, found_at = self.current, len(self.values)
-
-        def done() -> bool:
-            nonlocal lowest, found_at
-            if self.current.gradient_norm < lowest.gradient_norm:
-                lowest, found_at = self.current, len(self.values)
-            return self.finished or len(self.values) - found_at >= _PATIENCE
-
-        self._iterate(_fall_by_trapezoid_rule, done)
-        self.current = lowest
-
-    def _iterate(self, fall: Callable[[_Point, _Point], float], done: Callable[[], bool]) -> None:
-        """Iterate from the current point until `done`, or until no step has a positive `fall`."""
-        start = self.current
-        # Steps are counted from the start in units of its gradient: scipy's first step has length one, and
-        # the gradient is a good guess of a first step where the curvature is about one.
-        unit = float(np.linalg.norm(start.gradient))
-        if self.finished or unit == 0.0:
-            return
-        trial = start
-        fallen = 0.0  # from the start to the current point
-
-        def minus_fall(step: Vector) -> tuple[float, Vector]:
-            nonlocal trial
-            trial = self.evaluate(start.u + unit * step)
-            return -(fallen + fall(self.current, trial)) / unit**2, trial.gradient / unit
-
-        def accept(xk: Vector) -> None:  # scipy accepts the point that it tried last
-            nonlocal fallen
-            fallen += fall(self.current, trial)
-            self.move_to(trial)
-            if done():
-                raise StopIteration
-
-        remembered = _STEPS_BYTES // (2 * start.u.nbytes)
-        scipy.optimize.minimize(
-            minus_fall,
-            np.zeros_like(start.u),
-            method="L-BFGS-B",
-            jac=True,
-            callback=accept,
-            options={
-                "maxcor": min(max(remembered, _FEWEST_STEPS), _MOST_STEPS),
-                # Its own tests are off but for "no fall at all": ours are in `accept`.
-                "ftol": 0.0,
-                "gtol": 0.0,
-                "maxiter": self.max_iter,
-                "maxfun": np.iinfo(np.int32).max,
-            },
-        )
-
-    def move_to(self, point: _Point) -> None:
-        """Make `point` the current one: an iteration is done."""
-        self.current = point
-        self.values.append(point.value)
-        if self.on_iteration is not None:
-            self.on_iteration(Iteration(len(self.values), point.x, point.value, point.gradient_norm))
-
-    def solution(self) -> Solution:
-        """Return the current point as the answer."""
-        return Solution(
-            x=self.current.x,
-            value=self.current.value,
-            gradient_norm=self.current.gradient_norm,
-            n_iter=len(self.values),
-            converged=self.current.gradient_norm <= self.tol,
-            values=self.values,
-        )
+    def step_along(self, old: Point, direction: Vector) -> Point | None:
+        """Return a point in this direction that satisfies Wolfe's conditions, or failing that one that is lower."""
+        slope = float(old.gradient @ direction)
+        if not slope < 0.0:
+            return None
+        length, low, high = 1.0, (0.0, slope), None
+        lower: Point | None = None
+        for _ in range(_MOST_TRIALS):
+            new = self.evaluate(old.u + length * direction)
+            new_slope = float(new.gradient @ direction)
+            if np.isfinite(new.value + new_slope) and _falls_enough(old, new, length, slope, new_slope):
+                lower = new
+                if new_slope >= _SLOPE * slope:
+                    return new
+                low = (length, new_slope)
+            else:
+                high = (length, new_slope)
+            length = _next_length(low, high)
+        return lower
 
 
-class ProgressReport:
-    """An `on_iteration` that tells stderr how far the solver is; use it as a context manager.
-
-    On a terminal one line is rewritten in place; elsewhere every 10th iteration and the last have a line each.
-    A process without a stderr (Python then has None there), or with a closed one, gets no report.
-    """
-
-    def __init__(self, *, enabled: bool = True) -> None:
-        self.enabled = enabled
-        self.pending = ""
-
-    def __enter__(self) -> Self:
-        """Start reporting."""
-        return self
-
-    def __call__(self, iteration: Iteration) -> None:
-        """Report one iteration."""
-        if not self.enabled or _stderr_is_closed():
-            return
-        line = f"iteration {iteration.number}: loss {iteration.value:.8g}, max |gradient| {iteration.gradient_norm:.2e}"
-        if sys.stderr.isatty():
-            _say("\r" + line.ljust(len(self.pending)), end="")
-            self.pending = line
-        elif iteration.number % 10 == 0:
-            _say(line)
-            self.pending = ""
-        else:
-            self.pending = line
-
-    def __exit__(self, *_: object) -> None:
-        """Finish the line: of the last iteration, or after the last on a terminal."""
-        if self.pending and not _stderr_is_closed():
-            _say("" if sys.stderr.isatty() else self.pending)
+def _falls_enough(old: Point, new: Point, length: float, slope: float, new_slope: float) -> bool:
+    """Tell whether a step lowers the function by its share; by the slopes where rounding hides it in the values."""
+    wanted = -_FALL * length * slope
+    if abs(new.value - old.value) > _ROUNDING * abs(old.value):
+        return old.value - new.value >= wanted
+    return -0.5 * length * (slope + new_slope) >= wanted
 
 
-def _say(line: str, end: str = "\n") -> None:
-    with contextlib.suppress(OSError):  # a full disk or a broken pipe is no reason to stop
-        print(line, end=end, file=sys.stderr, flush=True)
+def _next_length(low: tuple[float, float], high: tuple[float, float] | None) -> float:
+    """Return where the slope would be 0 if it were linear between two (length, slope), but well between them."""
+    start, slope = low
+    if high is None:
+        return 4.0 * start
+    end, new_slope = high
+    share = slope / (slope - new_slope) if new_slope > slope else 0.0  # NaN is not larger
+    return start + min(max(share, 0.1), 0.5 if new_slope <= 0.0 or not np.isfinite(new_slope) else 0.9) * (end - start)
 
 
-def _stderr_is_closed() -> bool:
-    """Tell whether nothing can be written to stderr."""
-    return sys.stderr is None or sys.stderr.closed
+def _remember(state: State, step: Vector, change: Vector) -> None:
+    """Add a pair that shows curvature, and forget the oldest where there are too many."""
+    if step @ change <= 1e-14 * np.linalg.norm(step) * np.linalg.norm(change):
+        return
+    state.steps.append(step)
+    state.changes.append(change)
+    room = _STEPS_BYTES // (2 * max(1, step.nbytes))
+    if len(state.steps) > min(max(room, _FEWEST_STEPS), _MOST_STEPS):
+        del state.steps[0], state.changes[0]

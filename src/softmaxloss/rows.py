@@ -1,0 +1,162 @@
+"""Rows to learn from: features, class indices and weights, and sums over them by several threads."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse
+from threadpoolctl import ThreadpoolController
+
+from softmaxloss import _native
+from softmaxloss.runtime import get_num_threads
+
+Array = npt.NDArray[Any]
+Vector = npt.NDArray[np.float64]
+Sums = tuple[Any, ...]
+
+# Rows are taken in blocks, so that the loss finds the logits in a cache, and the second product the features where
+# they are not many. Fewer rows make poor matrix products (measured).
+_BLOCK_BYTES = 1 << 20
+_ENOUGH_ROWS = 512
+
+# With less to multiply than this, one thread is done before others are awake.
+_WORTH_THREADS = 1 << 22
+_PARTS_PER_THREAD = 4  # so that one which the system holds up leaves its rows to the others
+
+# Of the choice of rows for a sample.
+_SEED = 20260101
+
+
+class Rows(NamedTuple):
+    """Some rows: features (dense, memory-mapped or CSR), class indices and weights."""
+
+    X: Any
+    codes: npt.NDArray[np.integer[Any]]
+    weights: Vector
+
+    def blocks(self, n_classes: int) -> Iterator["Rows"]:
+        """Yield them in blocks whose logits and features are not too many."""
+        count = len(self.codes)
+        step = count if self.is_sparse else max(_ENOUGH_ROWS, _BLOCK_BYTES // (n_classes * self.X.dtype.itemsize))
+        for start in range(0, count, max(step, 1)):
+            yield self.part(slice(start, min(start + step, count)))
+
+    def part(self, rows: slice) -> "Rows":
+        """Return some of them."""
+        return Rows(self.X[rows], self.codes[rows], self.weights[rows])
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the features are a sparse matrix."""
+        return scipy.sparse.issparse(self.X)
+
+
+class RowSource(Protocol):
+    """Where all rows are, and how sums over them are taken."""
+
+    n_rows: int
+    n_features: int
+    dtype: np.dtype[Any]
+    is_sparse: bool
+
+    def total(self, function: Callable[..., Sums], *arguments: Any) -> Sums:
+        """Return the sums of what ``function(rows, *arguments)`` returns for parts of the rows."""
+
+    def sample(self, count: int) -> Rows:
+        """Return so many rows, or all of them, chosen evenly from everywhere; always the same."""
+
+    def first_row(self) -> Vector:
+        """Return the features of a row that weighs something."""
+
+
+class LocalRows:
+    """A `RowSource` in this process: in memory or mapped into it.
+
+    Each thread takes a part of the rows at a time, with matrix products and kernels of one thread, and they wait for
+    each other at the end only.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self.n_rows, self.n_features = rows.X.shape
+        self.dtype: np.dtype[Any] = rows.X.dtype
+        self.is_sparse = rows.is_sparse
+
+    def total(self, function: Callable[..., Sums], *arguments: Any) -> Sums:
+        """See `RowSource`."""
+        threads = min(get_num_threads(), self.n_rows)
+        stored = self._rows.X.nnz if self.is_sparse else self.n_rows * self.n_features
+        if threads == 1 or stored < _WORTH_THREADS:
+            return function(self._rows, *arguments)
+        parts = threads if self.is_sparse else threads * _PARTS_PER_THREAD
+        bounds = [self.n_rows * k // parts for k in range(parts + 1)]
+
+        def of_part(k: int) -> Sums:
+            return function(self._rows.part(slice(bounds[k], bounds[k + 1])), *arguments)
+
+        with _blas.limit(limits=1, user_api="blas"), _Threads(threads) as pool:
+            return add(pool.map(of_part, range(parts)))
+
+    def sample(self, count: int) -> Rows:
+        """See `RowSource`."""
+        if count >= self.n_rows:
+            return self._rows
+        chosen = spread(self.n_rows, count)
+        X = self._rows.X[chosen]
+        return Rows(X, self._rows.codes[chosen], self._rows.weights[chosen])
+
+    def first_row(self) -> Vector:
+        """See `RowSource`."""
+        row: Vector = self._rows.X[int(np.argmax(self._rows.weights > 0))].astype(np.float64)
+        return row
+
+
+class _Threads(ThreadPoolExecutor):
+    """Threads whose kernels start no others."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count, initializer=_native.work_alone)
+
+
+class _Blas:
+    """The BLAS libraries of this process, looked for once, when first needed."""
+
+    @cached_property
+    def _controller(self) -> ThreadpoolController:
+        return ThreadpoolController()
+
+    def limit(self, **limits: Any) -> Any:
+        return self._controller.limit(**limits)
+
+
+_blas = _Blas()
+
+
+def spread(n_rows: int, count: int) -> npt.NDArray[np.intp]:
+    """Return the numbers of `count` rows in ascending order: one at random from each stretch of equal length."""
+    bounds = np.arange(count + 1) * n_rows // count
+    offsets = np.random.default_rng(_SEED).random(count)
+    return (bounds[:-1] + offsets * np.diff(bounds)).astype(np.intp)
+
+
+def add(parts: Any) -> Sums:
+    """Return the sums of tuples, entry by entry, in order."""
+    total: Sums = ()
+    for part in parts:
+        total = tuple(a + b for a, b in zip(total, part, strict=True)) if total else part
+    return total
+
+
+def weighted_sum(rows: Rows, origin: Vector, power: Literal[1, 2]) -> Sums:
+    """Return the weighted sum of the distances of dense features from an origin, or of their squares."""
+    total = np.zeros(len(origin))
+    step = max(1, _BLOCK_BYTES // max(1, 8 * len(origin)))
+    for start in range(0, len(rows.codes), step):
+        block = rows.part(slice(start, start + step))
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever asks looks for what overflowed
+            distances = block.X - origin
+            total += block.weights @ (distances if power == 1 else np.square(distances))
+    return (total,)
