@@ -6,11 +6,25 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, cases, dense, linear, linear_contenders, memory, tables, training
+from benchmarks import (
+    accuracy,
+    cases,
+    classifier,
+    classifier_cases,
+    classifier_contenders,
+    classifier_table,
+    dense,
+    linear,
+    linear_contenders,
+    memory,
+    tables,
+    training,
+)
 from benchmarks.answers import ANSWERS
 from benchmarks.contenders import CONTENDERS, EVERYONE, IN_JAX, IN_TORCH, available
 from benchmarks.machine import facts
@@ -79,6 +93,19 @@ def _linear(options: argparse.Namespace, present: list[str], results: dict[str, 
     return linear.table(results)
 
 
+def _classifier(options: argparse.Namespace, present: list[str], results: dict[str, Any]) -> str:
+    usual = classifier_cases.QUICK_CASES if options.quick else list(classifier_cases.CASES.values())
+    effort = classifier.QUICK if options.quick else classifier.FULL
+    if options.seconds is not None:
+        effort = dataclasses.replace(effort, seconds=options.seconds)
+    if options.threads is not None:
+        effort = dataclasses.replace(effort, threads=options.threads)
+    results["contenders"] = present
+    results["machine"]["threads"] = effort.threads
+    results["cases"] = classifier.measure(present, options.cases or usual, effort)
+    return classifier_table.table(results)
+
+
 def _training(options: argparse.Namespace, present: list[str], results: dict[str, Any]) -> str:
     results["runs"] = training.measure(training.QUICK if options.quick else training.FULL)
     return training.table(results)
@@ -99,9 +126,16 @@ _COMMANDS = {
     "torch": _framework,
     "jax": _framework,
     "linear": _linear,
+    "classifier": _classifier,
     "training": _training,
 }
-_FRAMEWORKS = {"torch": IN_TORCH, "jax": IN_JAX, "linear": linear_contenders.LINEAR, "training": IN_TORCH}
+_FRAMEWORKS = {
+    "torch": IN_TORCH,
+    "jax": IN_JAX,
+    "linear": linear_contenders.LINEAR,
+    "classifier": classifier_contenders.CLASSIFIERS,
+    "training": IN_TORCH,
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -132,8 +166,12 @@ def _parser() -> argparse.ArgumentParser:
     with_layer = commands.add_parser(
         "linear", help="time the loss of a linear layer's output beside its matrix products, and measure its memory"
     )
+    fitted = commands.add_parser(
+        "classifier",
+        help="time SoftmaxClassifier and the solvers of scikit-learn until the objective is near its lowest",
+    )
     trained = commands.add_parser("training", help="train a small language model with PyTorch's loss and with ours")
-    for command in (timed, in_torch, in_jax, with_layer, trained):
+    for command in (timed, in_torch, in_jax, with_layer, fitted, trained):
         command.add_argument("--quick", action="store_true", help="a few short rounds: for a first look")
     for command in (timed, sized, in_torch, in_jax):
         command.add_argument(
@@ -151,6 +189,27 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CASE",
         help="rows x features x classes, such as 1024x768x32000; in place of the usual ones",
     )
+    fitted.add_argument(
+        "--cases",
+        nargs="+",
+        type=classifier_cases.ClassifierCase.parse,
+        metavar="CASE",
+        help=f"of {', '.join(classifier_cases.CASES)}, those made from a seed of other sizes as well, as in "
+        "embeddings:2000x64x10 (rows x features x classes); in place of the usual ones",
+    )
+    fitted.add_argument(
+        "--seconds",
+        type=_number_of_seconds,
+        metavar="S",
+        help=f"the most that a fit may take, {classifier.FULL.seconds:g} unless given, or {classifier.QUICK.seconds:g} "
+        "with --quick",
+    )
+    fitted.add_argument(
+        "--threads",
+        type=_number_of_threads,
+        metavar="N",
+        help="threads of BLAS and OpenMP; all processors unless given",
+    )
     for command, everyone in (
         (timed, CONTENDERS),
         (sized, CONTENDERS),
@@ -158,6 +217,7 @@ def _parser() -> argparse.ArgumentParser:
         (in_torch, IN_TORCH),
         (in_jax, IN_JAX),
         (with_layer, linear_contenders.LINEAR),
+        (fitted, classifier_contenders.CLASSIFIERS),
     ):
         peers = list(everyone)[1:]
         command.add_argument(
@@ -169,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
             help=f"peers to compare with, of {', '.join(peers)}; all those installed unless given",
         )
     trained.set_defaults(contenders=["pytorch-eager"])
-    for command in (timed, sized, exact, in_torch, in_jax, with_layer, trained):
+    for command in (timed, sized, exact, in_torch, in_jax, with_layer, fitted, trained):
         command.add_argument("--json", type=Path, metavar="FILE", help="write the raw results there as well")
     return parser
 
@@ -179,6 +239,20 @@ def _number_of_classes(text: str) -> int:
     if classes < 2:
         raise argparse.ArgumentTypeError(f"{text} classes: expected 2 or more")
     return classes
+
+
+def _number_of_threads(text: str) -> int:
+    threads = int(text)
+    if threads < 1:
+        raise argparse.ArgumentTypeError(f"{text} threads: expected 1 or more")
+    return threads
+
+
+def _number_of_seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} seconds: expected a number above 0")
+    return seconds
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.contenders import all_threads
 from benchmarks.rotation import last_level_cache_bytes
 
-PACKAGES = ("softmaxloss", "torch", "jax", "optax", "scipy", "numpy")
+PACKAGES = ("softmaxloss", "torch", "jax", "optax", "scikit-learn", "scipy", "numpy")
 
 
 def facts() -> dict[str, Any]:
