@@ -70,8 +70,8 @@ def refuse(folder, *arguments, run=run_here):
 def test_version_and_help_come_without_heavy_imports(tmp_path):
     assert succeed(tmp_path, "--version").stdout == f"softmaxloss {softmaxloss.__version__}\n"
     helped = succeed(tmp_path, "--help").stdout
-    assert all(command in helped for command in ("train", "predict", "evaluate"))
-    assert not any(word in helped for word in ("compare", "report"))
+    assert all(command in helped for command in ("train", "predict", "evaluate", "compare"))
+    assert "report" not in helped
     heavy = "sklearn scipy pandas pyarrow skops torch jax"
     code = f"import sys, softmaxloss.cli; print([name for name in {heavy.split()} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
@@ -308,6 +308,20 @@ def test_an_evaluation_is_a_table_or_json(scored):
     assert found["loss"] == pytest.approx(loss, rel=1e-12)
     assert found["n_ignored"] == (~kept).sum()
     assert list(found["top_k"]) == ["2"]
+
+
+def test_a_comparison_is_a_table_or_json(scored):
+    logits, labels = np.load(scored / "z.npy"), np.load(scored / "y.npy")
+    np.save(scored / "p.npy", softmaxloss.softmax(2 * logits))
+    arguments = ("compare", "z.npy", "p.npy", "y.npy")
+    line = refuse(scored, *arguments)
+    assert line.startswith("p.npy: every row is non-negative")
+    assert "McNemar" in run_here(scored, *arguments, "--kind-b", "probabilities").stdout
+    found = json.loads(run_here(scored, *arguments, "--kind-b", "probabilities", "--json").stdout)
+    expected = softmaxloss.compare(logits, 2 * logits, labels)
+    assert found["difference"] == pytest.approx(expected.difference, rel=1e-10)
+    np.save(scored / "short.npy", logits[:9])
+    assert "expected (50, 3)" in refuse(scored, "compare", "z.npy", "short.npy", "y.npy")
 
 
 def test_scores_larger_than_memory(tmp_path):

@@ -16,20 +16,25 @@ from softmaxloss.loss import (
 from softmaxloss.runtime import get_num_threads, set_num_threads, show_config
 
 if TYPE_CHECKING:
+    from softmaxloss.calibration import fit_temperature
     from softmaxloss.classifier import SoftmaxClassifier
+    from softmaxloss.comparison import Comparison, compare
     from softmaxloss.evaluation import Evaluation, evaluate
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Comparison",
     "Evaluation",
     "LabelError",
     "LinearGrad",
     "RowStatistics",
     "SoftmaxClassifier",
     "__version__",
+    "compare",
     "cross_entropy",
     "evaluate",
+    "fit_temperature",
     "get_num_threads",
     "hessian_vector_product",
     "linear_cross_entropy",
@@ -47,8 +52,11 @@ __all__ = [
 
 _LAZY = {
     "SoftmaxClassifier": "softmaxloss.classifier",  # imports scikit-learn
+    "Comparison": "softmaxloss.comparison",  # imports scipy, when it compares
+    "compare": "softmaxloss.comparison",
     "Evaluation": "softmaxloss.evaluation",
     "evaluate": "softmaxloss.evaluation",
+    "fit_temperature": "softmaxloss.calibration",
 }
 
 

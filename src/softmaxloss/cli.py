@@ -1,4 +1,4 @@
-"""The softmaxloss command: train a classifier, predict with it, evaluate scores."""
+"""The softmaxloss command: train a classifier, predict with it, evaluate and compare scores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ except ModuleNotFoundError as error:
 
 # What is heavier than NumPy is imported in the commands: `softmaxloss --help` does not wait for it.
 if TYPE_CHECKING:
+    from softmaxloss.comparison import Comparison
     from softmaxloss.data.datasets import Dataset
+    from softmaxloss.data.scores import Scores
     from softmaxloss.evaluation import Evaluation
     from softmaxloss.persistence import Model
 
@@ -43,6 +45,7 @@ class Kind(StrEnum):
     """What --kind takes."""
 
     logits = "logits"
+    log_probabilities = "log_probabilities"
     probabilities = "probabilities"
 
 
@@ -308,15 +311,44 @@ def evaluate(
         list[int] | None,
         typer.Option(min=1, help="Count labels among the k largest scores; can be repeated.", show_default="1, 5"),
     ] = None,
+    bins: Annotated[int, typer.Option(min=1, max=1000, help="Bins of confidence.")] = 15,
     ignore_index: Annotated[int, typer.Option(callback=_label, help="Label of the rows to leave out.")] = -100,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Evaluate scores against labels: loss, accuracy, and both by class. The .npy files may exceed memory."""
+    """Evaluate scores against labels: loss, accuracy, calibration, mistakes. The .npy files may exceed memory."""
+    _check_target(labels, target)
+    _print_found(_evaluated(scores, labels, kind, target, tuple(top_k or (1, 5)), bins, ignore_index), json)
+
+
+@app.command()
+def compare(
+    scores_a: Annotated[Path, typer.Argument(metavar="SCORES_A", help="Scores of one model, as evaluate takes them.")],
+    scores_b: Annotated[Path, typer.Argument(metavar="SCORES_B", help="Scores of another for the same rows.")],
+    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="Their labels, as evaluate takes them.")],
+    kind: Annotated[Kind, typer.Option(help="What the scores are.")] = Kind.logits,
+    kind_b: Annotated[
+        Kind | None, typer.Option(help="What SCORES_B are.", show_default="as --kind", metavar="KIND")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of LABELS with the labels, or array of a .npz file."),
+    ] = None,
+    ignore_index: Annotated[int, typer.Option(callback=_label, help="Label of the rows to leave out.")] = -100,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare two models' scores on the same rows: by how much their losses differ, and whether by chance."""
+    _check_target(labels, target)
+    _print_found(_compared(scores_a, scores_b, labels, (kind, kind_b or kind), target, ignore_index), json)
+
+
+def _check_target(labels: Path, target: str | None) -> None:
     from softmaxloss.data.scores import has_one_array_of_labels
 
     if target is not None and has_one_array_of_labels(labels):
         raise typer.BadParameter(f"{labels} has no other labels to choose; leave it out.", param_hint="'--target'")
-    found = _evaluated(scores, labels, kind, target, tuple(top_k or (1, 5)), ignore_index)
+
+
+def _print_found(found: Evaluation | Comparison, json: bool) -> None:
     if json:
         from json import dumps
 
@@ -328,28 +360,64 @@ def evaluate(
 
 
 def _evaluated(
-    scores: Path, labels: Path, kind: Kind, target: str | None, top_k: tuple[int, ...], ignore_index: int
+    scores: Path, labels: Path, kind: Kind, target: str | None, top_k: tuple[int, ...], bins: int, ignore_index: int
 ) -> Evaluation:
-    from softmaxloss.data.files import DataError
-    from softmaxloss.data.scores import look_like_probabilities, read_labels, read_scores
+    from softmaxloss.data.scores import read_labels, read_scores
     from softmaxloss.evaluation import evaluate
     from softmaxloss.labels import LabelError
 
     read = read_scores(scores)
     indices = read_labels(labels, read, target=target, ignore_index=ignore_index)
-    if kind is Kind.logits and look_like_probabilities(read.values):
-        raise DataError(
-            f"{scores}: every row is non-negative and sums to 1, but for rounding, so it holds probabilities, not "
-            "logits; evaluate it with --kind probabilities"
-        )
+    _check_kind(read, kind)
     with _naming(scores), _naming(labels, LabelError):
         return evaluate(
             read.values,
             indices,
             kind=kind.value,
             top_k=top_k,
+            bins=bins,
             ignore_index=ignore_index,
             class_names=read.classes,
+        )
+
+
+def _compared(
+    scores_a: Path, scores_b: Path, labels: Path, kinds: tuple[Kind, Kind], target: str | None, ignore_index: int
+) -> Comparison:
+    from softmaxloss.comparison import compare
+    from softmaxloss.data.files import DataError
+    from softmaxloss.data.scores import read_labels, read_scores
+    from softmaxloss.labels import LabelError
+
+    a, b = read_scores(scores_a), read_scores(scores_b)
+    if a.values.shape != b.values.shape:
+        raise DataError(f"{scores_b}: has shape {b.values.shape}; expected {a.values.shape}, that of {scores_a}")
+    if a.classes is not None and b.classes is not None and a.classes != b.classes:
+        raise DataError(f"{scores_b}: its classes are not those of {scores_a}, in the same order")
+    named = b if a.classes is None else a
+    indices = read_labels(labels, named, target=target, ignore_index=ignore_index)
+    for read, kind in zip((a, b), kinds, strict=True):
+        _check_kind(read, kind)
+    with _naming(f"{scores_a} and {scores_b}"), _naming(labels, LabelError):
+        return compare(
+            a.values,
+            b.values,
+            indices,
+            kind=(kinds[0].value, kinds[1].value),
+            ignore_index=ignore_index,
+            class_names=named.classes,
+        )
+
+
+def _check_kind(scores: Scores, kind: Kind) -> None:
+    """Refuse probabilities that are taken for logits."""
+    from softmaxloss.data.files import DataError
+    from softmaxloss.data.scores import look_like_probabilities
+
+    if kind is Kind.logits and look_like_probabilities(scores.values):
+        raise DataError(
+            f"{scores.path}: every row is non-negative and sums to 1, but for rounding, so it holds probabilities, not "
+            "logits; evaluate it with --kind probabilities"
         )
 
 

@@ -5,61 +5,24 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from softmaxloss.backends.layout import as_logits, kernel_dtype, rows_a_block
-from softmaxloss.functional import cross_entropy
-from softmaxloss.labels import LabelError, tolerance_of
-from softmaxloss.loss import softmax_cross_entropy
+from softmaxloss.measures.bootstrap import CELLS, as_groups, cells_of_groups, cells_of_rows
+from softmaxloss.measures.confusion import ConfusionCounts
+from softmaxloss.measures.inputs import Rows, as_weights, check_arrays, rows_that_count
+from softmaxloss.measures.moments import Moments
+from softmaxloss.measures.reliability import cell_of, n_cells
+from softmaxloss.measures.rows import KINDS, Kind, RowMeasures, confidences, losses, measure_rows
+from softmaxloss.measures.worst import LargestRows
 
 __all__ = ["Kind", "Totals"]
 
-Kind = Literal["logits", "probabilities"]
-
 # Weights are summed as they are unless the largest leaves 2^-32 .. 2^32: the squares of those of 1e-200 would vanish.
 ORDINARY_EXPONENT = 32
-
-
-@dataclass(frozen=True)
-class _Moments:
-    """Weighted sum of values and of squared deviations from their mean, which merge without cancellation."""
-
-    weight: float = 0.0
-    total: float = 0.0
-    scatter: float = 0.0
-
-    @classmethod
-    def of(cls, values: NDArray[np.float64], weights: NDArray[np.float64]) -> _Moments:
-        weight = float(weights.sum())
-        if weight == 0.0:
-            return cls()
-        # An infinite loss leaves the scatter NaN, and one of 1e200 leaves it infinite: so be it.
-        with np.errstate(invalid="ignore", over="ignore"):
-            total = float((weights * values).sum())
-            scatter = float((weights * (values - total / weight) ** 2).sum())
-        return cls(weight, total, scatter)
-
-    def merge(self, other: _Moments) -> _Moments:
-        if self.weight == 0.0 or other.weight == 0.0:
-            return self if other.weight == 0.0 else other
-        weight = self.weight + other.weight
-        # T. F. Chan, G. H. Golub, R. J. LeVeque, Updating formulae and a pairwise algorithm for computing
-        # sample variances (1979).
-        apart = self.total / self.weight - other.total / other.weight
-        between = self.weight * (other.weight / weight) * apart * apart
-        return _Moments(weight, self.total + other.total, self.scatter + other.scatter + between)
-
-    def times(self, power_of_two: int) -> _Moments:
-        """Return the moments for weights 2**power_of_two times as large."""
-        weight, total, scatter = np.ldexp([self.weight, self.total, self.scatter], power_of_two).tolist()
-        return _Moments(weight, total, scatter)
-
-    def scatter_about(self, center: float) -> float:
-        offset = self.total / self.weight - center
-        return self.scatter + self.weight * offset * offset
 
 
 @dataclass(eq=False, repr=False)
@@ -73,7 +36,7 @@ class Totals:
     ----------
     n_classes : int
         Number of classes C, at least 1.
-    kind, top_k, ignore_index
+    kind, top_k, ignore_index, bins, worst, seed, first_row, only_loss
         As in `evaluate`.
 
     Raises
@@ -86,7 +49,7 @@ class Totals:
     Examples
     --------
     >>> from softmaxloss.evaluation import Evaluation, Totals
-    >>> morning, evening = Totals(2), Totals(2)
+    >>> morning, evening = Totals(2), Totals(2, first_row=2)
     >>> morning.add([[1.0, 0.0], [0.0, 1.0]], [0, 1])
     >>> evening.add([[3.0, 0.0]], [1])
     >>> morning.merge(evening)
@@ -99,35 +62,67 @@ class Totals:
     kind: Kind = "logits"
     top_k: tuple[int, ...] = (1, 5)
     ignore_index: int = -100
+    bins: int = 15
+    worst: int = 10
+    seed: int = 0
+    first_row: int = 0
+    only_loss: bool = False
+    # The number that the next row gets.
+    next_row: int = field(init=False)
     n_ignored: int = field(default=0, init=False)
     n_nonfinite: int = field(default=0, init=False)
     n_infinite_loss: int = field(default=0, init=False)
-    # The sums below count weights in units of 2**exponent: any average is the same in any unit.
+    # The sums count weights in units of 2**exponent: any average is the same in any unit.
     exponent: int = field(default=0, init=False)
-    class_count: NDArray[np.int64] = field(init=False)
-    class_weight_sum: NDArray[np.float64] = field(init=False)
-    class_loss_sum: NDArray[np.float64] = field(init=False)
-    class_hits: NDArray[np.float64] = field(init=False)
-    top_k_hits: NDArray[np.float64] = field(init=False)
+    counts: dict[str, NDArray[np.int64]] = field(init=False)
+    # All are linear in the weights.
+    sums: dict[str, NDArray[np.float64]] = field(init=False)
     # Of the losses weighted by the squares of the rows' weights, as the standard error needs them.
-    _moments: _Moments = field(default=_Moments(), init=False)
+    moments: Moments = field(default=Moments(), init=False)
+    confusion: ConfusionCounts = field(init=False)
+    worst_rows: LargestRows = field(init=False)
 
     def __post_init__(self) -> None:
         """Check the options and start every sum at zero."""
-        self.n_classes = operator.index(self.n_classes)
-        self.ignore_index = operator.index(self.ignore_index)
+        self._check_options()
+        self.next_row = self.first_row
+        cells = n_cells(self.bins)
+        self.counts = {"class": np.zeros(self.n_classes, np.int64), "reliability": np.zeros(cells, np.int64)}
+        self.sums = {
+            "class_weight": np.zeros(self.n_classes),
+            "class_loss": np.zeros(self.n_classes),
+            "class_hits": np.zeros(self.n_classes),
+            "top_k_hits": np.zeros(len(self.top_k)),
+            "brier": np.zeros(1),
+            # Weights, losses and hits by the cells of the bootstrap.
+            "cells": np.zeros((3, CELLS)),
+            # Weights, confidences and hits by the cells of confidence.
+            "reliability": np.zeros((3, cells)),
+        }
+        self.confusion = ConfusionCounts(self.n_classes)
+        self.worst_rows = LargestRows(self.worst, columns=2)
+
+    def _check_options(self) -> None:
+        for name in ("n_classes", "ignore_index", "bins", "worst", "seed", "first_row"):
+            setattr(self, name, operator.index(getattr(self, name)))
         self.top_k = tuple(operator.index(k) for k in self.top_k)
+        self.only_loss = bool(self.only_loss)
         if self.n_classes < 1:
             raise ValueError(f"the number of classes is {self.n_classes}; expected at least 1")
-        if self.kind not in ("logits", "probabilities"):
-            raise ValueError(f"kind is {self.kind!r}; expected 'logits' or 'probabilities'")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}; expected 'logits' or 'probabilities' or 'log_probabilities'")
         if any(k < 1 for k in self.top_k):
             raise ValueError(f"top_k is {self.top_k}; expected integers of at least 1")
-        self.class_count = np.zeros(self.n_classes, np.int64)
-        self.class_weight_sum = np.zeros(self.n_classes)
-        self.class_loss_sum = np.zeros(self.n_classes)
-        self.class_hits = np.zeros(self.n_classes)
-        self.top_k_hits = np.zeros(len(self.top_k))
+        if self.bins < 1:
+            raise ValueError(f"bins is {self.bins}; expected at least 1")
+        for name in ("worst", "seed", "first_row"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 0")
+
+    @property
+    def class_count(self) -> NDArray[np.int64]:
+        """How many scored rows each class has."""
+        return self.counts["class"]
 
     @property
     def n_scored(self) -> int:
@@ -142,194 +137,174 @@ class Totals:
     @property
     def weight(self) -> float:
         """Total weight of the scored rows, in units of ``2**exponent``."""
-        return float(self.class_weight_sum.sum())
+        return float(self.sums["class_weight"].sum())
 
     @property
     def loss(self) -> float:
         """Weighted mean loss, NaN before the first scored row."""
-        return self.average(float(self.class_loss_sum.sum()))
+        return self.average("class_loss")
 
     @property
     def loss_standard_error(self) -> float:
         """Standard error of the mean loss by the formula in `evaluate`, NaN for fewer than two rows."""
-        n, loss = self.n_scored, self.loss
-        if n < 2 or not math.isfinite(loss):
-            return math.nan
-        return math.sqrt(n / (n - 1) * self._moments.scatter_about(loss)) / self.weight
+        return self.moments.standard_error(self.n_scored, self.loss, self.weight)
 
-    def average(self, total: float) -> float:
-        """Divide a weighted total by the weight of the scored rows."""
-        return total / self.weight if self.weight else math.nan
+    def average(self, name: str) -> float:
+        """Divide a weighted sum by the weight of the scored rows."""
+        return float(self.sums[name].sum()) / self.weight if self.weight else math.nan
 
-    def class_average(self, total: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Divide each class's weighted total by the weight of its rows."""
+    def class_average(self, name: str) -> NDArray[np.float64]:
+        """Divide each class's weighted sum by the weight of its rows."""
         with np.errstate(invalid="ignore"):  # 0 / 0, NaN, for a class without rows
-            return total / self.class_weight_sum
+            return self.sums[name] / self.sums["class_weight"]
 
-    def add(self, scores: ArrayLike, labels: ArrayLike, sample_weight: ArrayLike | None = None) -> None:
-        """Add rows: scores (N, C), labels (N,) and weights (N,), read and refused as `evaluate` says.
+    def add(
+        self,
+        scores: ArrayLike,
+        labels: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> None:
+        """Add rows: scores (N, C), labels (N,), weights (N,) and groups (N,), read and refused as `evaluate` says.
 
-        An error names the row, counted from the first one ever added; the rows of earlier blocks stay added.
+        An error names the row, counted from `first_row` and the first one ever added; the rows of earlier blocks stay
+        added.
         """
-        scores, labels = as_logits(scores, "scores"), np.asarray(labels)
-        weights = np.broadcast_to(1.0, len(scores)) if sample_weight is None else np.asarray(sample_weight)
-        _check_arrays(scores, labels, weights, self.n_classes)
+        scores, labels, weights = as_logits(scores, "scores"), np.asarray(labels), as_weights(sample_weight)
+        check_arrays(scores, labels, weights, self.n_classes)
+        names = None if groups is None else as_groups(groups, len(labels))
         # A block is small enough for the cache, so that the passes after the first do not read main memory again.
         rows = rows_a_block(self.n_classes, kernel_dtype(scores.dtype))
         for start in range(0, len(scores), rows):
             block = slice(start, start + rows)
-            self._add_block(scores[block], labels[block], weights[block])
+            parts = (None if array is None else array[block] for array in (weights, names))
+            self._add_block(scores[block], labels[block], *parts)
 
     def merge(self, other: Totals) -> None:
         """Add the rows of other totals, which stay as they are.
+
+        Rows that are added later go on from the highest row number of both.
 
         Raises
         ------
         ValueError
             The other totals have other classes or options.
         """
-        mine, theirs = ((t.n_classes, t.kind, t.top_k, t.ignore_index) for t in (self, other))
+        names = ("n_classes", "kind", "top_k", "ignore_index", "bins", "worst", "seed", "only_loss")
+        mine, theirs = (tuple(getattr(t, name) for name in names) for t in (self, other))
         if mine != theirs:
-            raise ValueError(
-                f"the other totals have (n_classes, kind, top_k, ignore_index) = {theirs}; expected {mine}, the same"
-            )
-        self.n_ignored += other.n_ignored
-        self.n_nonfinite += other.n_nonfinite
-        self.n_infinite_loss += other.n_infinite_loss
+            raise ValueError(f"the other totals have ({', '.join(names)}) = {theirs}; expected {mine}, the same")
         # The larger unit holds the weights of both; totals without rows have none yet.
         self._set_unit(max((t.exponent for t in (self, other) if t.n_scored), default=0))
         shift = other.exponent - self.exponent
-        self.class_count += other.class_count
-        self.class_weight_sum += np.ldexp(other.class_weight_sum, shift)
-        self.class_loss_sum += np.ldexp(other.class_loss_sum, shift)
-        self.class_hits += np.ldexp(other.class_hits, shift)
-        self.top_k_hits += np.ldexp(other.top_k_hits, shift)
-        self._moments = self._moments.merge(other._moments.times(2 * shift))
+        self.first_row, self.next_row = min(self.first_row, other.first_row), max(self.next_row, other.next_row)
+        self.n_ignored += other.n_ignored
+        self.n_nonfinite += other.n_nonfinite
+        self.n_infinite_loss += other.n_infinite_loss
+        for name, count in self.counts.items():
+            count += other.counts[name]
+        for name, total in self.sums.items():
+            total += np.ldexp(other.sums[name], shift)
+        self.moments = self.moments.merge(other.moments.times(2 * shift))
+        self.confusion.merge(other.confusion)
+        self.worst_rows.merge(other.worst_rows)
 
-    def _add_block(self, scores: NDArray[Any], labels: NDArray[Any], weights: NDArray[Any]) -> None:
-        first = self.n_rows
-        with np.errstate(over="ignore"):  # what becomes infinite is refused below
-            weights = weights.astype(np.float64, copy=False)
-        kept = labels != self.ignore_index
-        self._check_labels(labels, kept, first)
-        _check_weights(weights, first)
-        kept &= weights > 0
-        rows = first + np.flatnonzero(kept)
-        if len(rows) < len(kept):
-            scores, labels, weights = scores[kept], labels[kept], weights[kept]
-        labels = labels.astype(np.int64, copy=False)
-        given, scores = scores, scores.astype(kernel_dtype(scores.dtype), copy=False)
-        if self.kind == "probabilities":
-            loss = _probability_losses(given, scores, labels, rows)
-        else:
-            loss = np.asarray(softmax_cross_entropy(scores, labels, reduction="none"), np.float64)
-        ranks = _label_ranks(scores, labels)
-        scored = ~np.isnan(loss)
-        self.n_ignored += len(kept) - len(rows)
-        self.n_nonfinite += len(rows) - int(np.count_nonzero(scored))
-        self._add_rows(loss[scored], ranks[scored], labels[scored], weights[scored])
-
-    def _add_rows(
-        self,
-        loss: NDArray[np.float64],
-        ranks: NDArray[np.intp],
-        labels: NDArray[np.int64],
-        weights: NDArray[np.float64],
+    def _add_block(
+        self, scores: NDArray[Any], labels: NDArray[Any], weights: NDArray[Any] | None, groups: NDArray[Any] | None
     ) -> None:
-        if not len(loss):
+        rows = rows_that_count(labels, weights, self.next_row, self.n_classes, self.ignore_index)
+        if rows.kept is not None:
+            scores = scores[rows.kept]
+            groups = None if groups is None else groups[rows.kept]
+        if self.only_loss:
+            self._add_losses(scores, rows, len(labels))
             return
-        exponent = math.frexp(float(weights.max()))[1] - 1
-        if exponent - self.exponent > ORDINARY_EXPONENT or (exponent < -ORDINARY_EXPONENT and not self.n_scored):
-            self._set_unit(exponent)
-        weights = np.ldexp(weights, -self.exponent)
+        measured = measure_rows(scores, rows.labels, rows.numbers, self.kind)
+        scored = slice(None) if measured.scored is None else measured.scored
+        weights = None if rows.weights is None else rows.weights[scored]
+        self._count(len(labels), len(rows.labels), measured.loss)
+        if not len(measured.loss):
+            return
+        weights = self._in_unit(weights, len(measured.loss))
+        self._add_loss(measured.loss, measured.labels, weights)
+        self._add_details(measured, rows.numbers[scored], weights, None if groups is None else groups[scored])
+
+    def _add_losses(self, scores: NDArray[Any], rows: Rows, n: int) -> None:
+        given, scores = scores.dtype, np.ascontiguousarray(scores, kernel_dtype(scores.dtype))
+        loss = losses(scores, rows.labels, rows.numbers, self.kind, given)
+        labels, weights = rows.labels, rows.weights
+        missing = np.isnan(loss)
+        if missing.any():
+            loss, labels = loss[~missing], labels[~missing]
+            weights = None if weights is None else weights[~missing]
+        self._count(n, len(rows.labels), loss)
+        if len(loss):
+            self._add_loss(loss, labels, self._in_unit(weights, len(loss)))
+
+    def _count(self, n: int, n_kept: int, loss: NDArray[np.float64]) -> None:
+        self.next_row += n
+        self.n_ignored += n - n_kept
+        self.n_nonfinite += n_kept - len(loss)
         self.n_infinite_loss += int(np.count_nonzero(np.isinf(loss)))
+
+    def _in_unit(self, weights: NDArray[np.float64] | None, n: int) -> NDArray[np.float64] | None:
+        """Return weights in the unit of the sums, after changing it where they are of another magnitude."""
+        exponent = 0 if weights is None else math.frexp(float(weights.max()))[1] - 1
+        unused = not self.moments.weight
+        if exponent - self.exponent > ORDINARY_EXPONENT or (exponent < -ORDINARY_EXPONENT and unused):
+            self._set_unit(exponent)
+        if self.exponent == 0:
+            return weights
+        return np.ldexp(np.ones(n) if weights is None else weights, -self.exponent)
+
+    # The sums are added to in the order of the rows, one after another: they are the same for any blocks.
+
+    def _add_loss(
+        self, loss: NDArray[np.float64], labels: NDArray[np.int64], weights: NDArray[np.float64] | None
+    ) -> None:
         # add.at touches only the classes at hand: a block may hold a few rows of very many classes.
         np.add.at(self.class_count, labels, 1)
-        np.add.at(self.class_weight_sum, labels, weights)
-        np.add.at(self.class_loss_sum, labels, weights * loss)
-        np.add.at(self.class_hits, labels, weights * (ranks == 0))
-        self.top_k_hits += [weights[ranks < k].sum() for k in self.top_k]
-        self._moments = self._moments.merge(_Moments.of(loss, weights * weights))
+        np.add.at(self.sums["class_weight"], labels, 1.0 if weights is None else weights)
+        np.add.at(self.sums["class_loss"], labels, _weighted(loss, weights))
+        self.moments = self.moments.merge(Moments.of(loss, None if weights is None else weights * weights))
+
+    def _add_details(
+        self,
+        measured: RowMeasures,
+        rows: NDArray[np.int64],
+        weights: NDArray[np.float64] | None,
+        groups: NDArray[Any] | None,
+    ) -> None:
+        loss, labels, rank = measured.loss, measured.labels, measured.rank
+        weight = np.ones(len(loss)) if weights is None else weights
+        hits = _weighted((rank == 0).astype(np.float64), weights)
+        np.add.at(self.sums["class_hits"], labels, hits)
+        deepest = min(max(self.top_k, default=0), self.n_classes)
+        by_rank = np.bincount(np.minimum(rank, deepest), weight, deepest + 1)
+        self.sums["top_k_hits"] += [by_rank[:k].sum() for k in self.top_k]
+        confidence, brier = confidences(measured, self.kind)
+        self.sums["brier"] += _weighted(brier, weights).sum()
+        cell = cells_of_rows(rows, self.seed) if groups is None else cells_of_groups(groups, self.seed)
+        self._add_by("cells", cell, weight, _weighted(loss, weights), hits)
+        cell = cell_of(confidence, len(self.counts["reliability"]))
+        np.add.at(self.counts["reliability"], cell, 1)
+        self._add_by("reliability", cell, weight, _weighted(confidence, weights), hits)
+        self.confusion.add(labels, measured.prediction)
+        self.worst_rows.add(loss, rows, labels, measured.prediction)
+
+    def _add_by(self, name: str, cell: NDArray[np.int64], *values: NDArray[np.float64]) -> None:
+        for total, value in zip(self.sums[name], values, strict=True):
+            np.add.at(total, cell, value)
 
     def _set_unit(self, exponent: int) -> None:
         """Go over to sums in units of ``2**exponent``: exact, but for weights that are nothing beside the largest."""
         shift = self.exponent - exponent
+        if shift == 0:
+            return
         self.exponent = exponent
-        self.class_weight_sum = np.ldexp(self.class_weight_sum, shift)
-        self.class_loss_sum = np.ldexp(self.class_loss_sum, shift)
-        self.class_hits = np.ldexp(self.class_hits, shift)
-        self.top_k_hits = np.ldexp(self.top_k_hits, shift)
-        self._moments = self._moments.times(2 * shift)
-
-    def _check_labels(self, labels: NDArray[Any], kept: NDArray[np.bool_], first: int) -> None:
-        outside = kept & ((labels < 0) | (labels >= self.n_classes))
-        if outside.any():
-            at = int(outside.argmax())
-            raise LabelError(
-                f"labels[{first + at}] is {labels[at]}; a label is from 0 to {self.n_classes - 1}, one of the "
-                f"columns of the scores, or ignore_index = {self.ignore_index}"
-            )
+        self.sums = {name: np.ldexp(total, shift) for name, total in self.sums.items()}
+        self.moments = self.moments.times(2 * shift)
 
 
-def _check_arrays(scores: NDArray[Any], labels: NDArray[Any], weights: NDArray[Any], n_classes: int) -> None:
-    if scores.ndim != 2 or scores.shape[1] != n_classes:
-        raise ValueError(f"scores have shape {scores.shape}; expected (rows, {n_classes}), a column for each class")
-    rows_shape = scores.shape[:1]
-    if labels.ndim == 2:
-        raise ValueError(
-            f"labels have shape {labels.shape}; expected class indices of shape {rows_shape} "
-            "(the argmax(axis=1) of one-hot or soft labels)"
-        )
-    if labels.shape != rows_shape:
-        raise ValueError(f"labels have shape {labels.shape}; expected {rows_shape}: one label a row of scores")
-    # An empty list is an array of float64: it holds no label of a wrong type.
-    if labels.dtype.kind not in "iu" and labels.size:
-        raise TypeError(f"labels have dtype {labels.dtype}; expected integer class indices (labels.astype(int))")
-    if weights.shape != rows_shape:
-        raise ValueError(f"sample_weight has shape {weights.shape}; expected {rows_shape}: one weight a row")
-    if weights.dtype.kind not in "biuf" and weights.dtype.name != "bfloat16":
-        raise TypeError(f"sample_weight has dtype {weights.dtype}; expected real numbers")
-
-
-def _check_weights(weights: NDArray[Any], first: int) -> None:
-    wrong = ~(np.isfinite(weights) & (weights >= 0))
-    if wrong.any():
-        at = int(wrong.argmax())
-        raise ValueError(f"sample_weight[{first + at}] is {weights[at]}; weights must be finite and not negative")
-
-
-def _probability_losses(
-    given: NDArray[Any], scores: NDArray[Any], labels: NDArray[np.int64], rows: NDArray[np.intp]
-) -> NDArray[np.float64]:
-    """Compute -log p of each label, NaN for rows with NaN or +inf; refuse rows that are no distribution.
-
-    `scores` are those given, in the dtype that the kernels compute in; the dtype given says how exact they can be.
-    """
-    tolerance = tolerance_of(given.dtype)
-    with np.errstate(invalid="ignore"):  # inf - inf in the sum
-        sums = scores.sum(axis=1, dtype=np.float64)
-    lowest = scores.min(axis=1)
-    finite = np.isfinite(sums)
-    wrong = (lowest < 0) | (finite & (np.abs(sums - 1) > tolerance))
-    if wrong.any():
-        at = int(wrong.argmax())
-        raise ValueError(
-            f"scores[{rows[at]}] sums to {sums[at]:.6g} and its least entry is {lowest[at]:.6g}; probabilities are "
-            f"not negative and sum to 1 within {tolerance:g} (raw scores need kind='logits')"
-        )
-    loss = np.full(len(scores), np.nan)
-    if finite.all():
-        loss[:] = cross_entropy(given, labels, reduction="none")
-    elif finite.any():
-        loss[finite] = cross_entropy(given[finite], labels[finite], reduction="none")
-    return loss
-
-
-def _label_ranks(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Count the classes ahead of each row's label: larger score, or the same and a lower index."""
-    own = np.take_along_axis(scores, labels[:, None], axis=1)
-    ranks: NDArray[np.intp] = np.count_nonzero(scores > own, axis=1)
-    tied = np.flatnonzero(np.count_nonzero(scores == own, axis=1) > 1)
-    lower = np.arange(scores.shape[1]) < labels[tied, None]
-    ranks[tied] += np.count_nonzero((scores[tied] == own[tied]) & lower, axis=1)
-    return ranks
+def _weighted(values: NDArray[np.float64], weights: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    return values if weights is None else weights * values
