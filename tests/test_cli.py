@@ -94,6 +94,7 @@ def test_version_and_help_come_without_heavy_imports(tmp_path):
         "train digits --tol 0",
         "train digits --test-size 1",
         "train digits --max-iter 0",
+        "train digits --resume",
         "train digits --label-smoothing 2",
         "train digits --class-weight even",
         "predict m.skops a.csv",
@@ -232,6 +233,32 @@ def test_training_options_reach_the_classifier(tmp_path):
 
 
 CODES = "zip,price,y\n" + "".join(f'{row % 3},"1,{row:03}",{"pq"[row % 2]}\n' for row in range(40))
+
+
+@pytest.mark.filterwarnings("default::sklearn.exceptions.ConvergenceWarning")
+def test_a_checkpoint_is_written_and_gone_on_from(tmp_path):
+    arguments = ["train", "digits", "--quiet", "--checkpoint", "state.npz"]
+    missing = run_here(tmp_path, *arguments, "--resume")
+    assert (missing.returncode, missing.stderr) == (
+        1,
+        "error: state.npz: there is no checkpoint to resume from; leave out --resume to begin anew\n",
+    )
+    first = run_here(tmp_path, *arguments, "--max-iter", "10")
+    assert first.returncode == 0
+    assert (tmp_path / "state.npz").exists()
+
+    resumed = run_here(tmp_path, *arguments, "--resume", "--out", "resumed.skops")
+    whole = run_here(tmp_path, "train", "digits", "--quiet", "--out", "whole.skops")
+
+    assert resumed.returncode == whole.returncode == 0
+    models = [
+        skops.io.load(path, trusted=skops.io.get_untrusted_types(file=path))[-1]
+        for path in (tmp_path / "resumed.skops", tmp_path / "whole.skops")
+    ]
+    np.testing.assert_array_equal(models[0].coef_, models[1].coef_)
+    other = run_here(tmp_path, *arguments, "--C", "2")
+    assert other.returncode == 1
+    assert "is the checkpoint of another fit, with C 1.0 where this one has 2.0" in other.stderr
 
 
 def test_text_that_training_did_not_see_or_sees_too_much_of(tmp_path):

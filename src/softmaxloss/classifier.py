@@ -1,5 +1,7 @@
 """SoftmaxClassifier: softmax (multinomial logistic) regression as a scikit-learn estimator."""
 
+import hashlib
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from softmaxloss.checkpoint import Checkpoint
 from softmaxloss.functional import log_softmax, softmax
 from softmaxloss.objective import Objective
 from softmaxloss.progress import ProgressReport
@@ -69,6 +72,12 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         The most iterations of the solver.
     warm_start : bool, default=False
         Whether `fit` continues from the last solution, where the classes and the features are the same.
+    checkpoint : str or path, default=None
+        A file where `fit` writes the solver's state every few iterations. A fit that was killed and is started again
+        with the same arguments goes on from there, and on the same machine with as many threads ends at the same bits
+        as one never killed; the file stays when it is done. What is there of other data (told apart by shape, dtype,
+        total weight and a hash of some of the rows) or other parameters is refused. `max_iter` and `verbose` may
+        differ.
     verbose : int or bool, default=0
         If positive, report iteration, objective and the largest derivative, by which `tol` is judged, to stderr:
         one line rewritten in place on a terminal, every 10th iteration elsewhere.
@@ -135,6 +144,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         tol: float = 1e-4,
         max_iter: int = 1000,
         warm_start: bool = False,
+        checkpoint: str | os.PathLike[str] | None = None,
         verbose: int = 0,
     ) -> None:
         self.C = C
@@ -144,6 +154,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         self.tol = tol
         self.max_iter = max_iter
         self.warm_start = warm_start
+        self.checkpoint = checkpoint
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -166,7 +177,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         Raises
         ------
         ValueError
-            For a parameter out of its range, y with one class only, or weights that are negative or all zero.
+            For a parameter out of its range, y with one class only, weights that are negative or all zero, or a
+            checkpoint that is not of this fit.
 
         Warns
         -----
@@ -190,8 +202,18 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             start = None
             if self.warm_start and self._can_continue(classes, names_before):
                 start = np.column_stack([self.coef_, self.intercept_]).ravel()
+            checkpoint = (
+                None if self.checkpoint is None else Checkpoint(self.checkpoint, self._identity(objective, start))
+            )
             with ProgressReport(enabled=self.verbose > 0) as report:
-                solution = solve(objective, start, tol=self.tol, max_iter=self.max_iter, on_iteration=report)
+                solution = solve(
+                    objective,
+                    start,
+                    tol=self.tol,
+                    max_iter=self.max_iter,
+                    on_iteration=report,
+                    checkpoint=checkpoint,
+                )
             if not solution.converged:
                 warnings.warn(self._shortfall(solution), ConvergenceWarning, stacklevel=2)
             self._store(classes, solution)
@@ -244,6 +266,15 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             is_of_kind = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
             if not (is_of_kind and is_in_range(value)):
                 raise ValueError(f"{name}={value!r} was given: set {name} to {expected}")
+        if not isinstance(self.checkpoint, str | os.PathLike | None):
+            raise ValueError(f"checkpoint={self.checkpoint!r} was given: set checkpoint to a path, or None for none")
+
+    def _identity(self, objective: Objective, start: Vector | None) -> dict[str, Any]:
+        """Return what tells this fit from others, for its checkpoint."""
+        names = ("C", "fit_intercept", "label_smoothing", "tol")
+        parameters = {name: float(getattr(self, name)) for name in names}
+        begun = None if start is None else hashlib.sha256(start.tobytes()).hexdigest()
+        return {"classes": objective.n_classes, **parameters, "start": begun, **objective.source.identity()}
 
     def _can_continue(self, classes: Array, names_before: Any) -> bool:
         """Tell whether the last solution, if there is one, is of these classes and features."""

@@ -161,6 +161,13 @@ def train(
         float, typer.Option(callback=_positive, help="Largest derivative at which training is done.")
     ] = 1e-4,
     max_iter: Annotated[int, typer.Option(min=1, help="The most iterations.")] = 1000,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="Where to keep the state; killed and run again, training goes on from there."
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Refuse to begin anew, if there is no checkpoint.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show the progress.")] = False,
 ) -> None:
     """Train a softmax classifier and save it, with its loss and accuracy on rows set aside to test on."""
@@ -168,6 +175,7 @@ def train(
     from softmaxloss.data.files import MODEL_SUFFIX, check_output, known_suffix
 
     _check_table_options(data, target, drop, categorical)
+    _check_checkpoint(checkpoint, resume)
     path = out or Path(Path(data).stem + MODEL_SUFFIX)
     known_suffix(path, [MODEL_SUFFIX])
     check_output(path, inputs=[] if data == DIGITS else [Path(data)])
@@ -186,6 +194,7 @@ def train(
         label_smoothing=label_smoothing,
         tol=tol,
         max_iter=max_iter,
+        checkpoint=checkpoint and str(checkpoint),
         verbose=0 if quiet else 1,
     )
     pipeline = build_pipeline(dataset.layout, classifier)
@@ -210,6 +219,16 @@ def _check_table_options(data: str, target: str | None, drop: Any, categorical: 
     for option, given in (("--drop", drop), ("--categorical", categorical)):
         if given and not is_table(data):
             raise typer.BadParameter(f"{data} has no named columns; leave it out.", param_hint=f"'{option}'")
+
+
+def _check_checkpoint(checkpoint: Path | None, resume: bool) -> None:
+    """Refuse to resume from nothing."""
+    from softmaxloss.data.files import DataError
+
+    if resume and checkpoint is None:
+        raise typer.BadParameter("say from where: add --checkpoint PATH.", param_hint="'--resume'")
+    if resume and checkpoint is not None and not checkpoint.exists():
+        raise DataError(f"{checkpoint}: there is no checkpoint to resume from; leave out --resume to begin anew")
 
 
 def _fit(model: Model, dataset: Dataset, rows: Any) -> float:

@@ -1,4 +1,4 @@
-"""An approximate inverse of the Hessian of SoftmaxClassifier's objective, made of two small matrices."""
+"""Approximate inverses of the Hessian of SoftmaxClassifier's objective, from some of the rows."""
 
 from typing import Any
 
@@ -14,18 +14,68 @@ Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
 
 # The two matrices take memory and time as the square and the cube of the features and the classes.
-MOST_FEATURES = 2048
-MOST_CLASSES = 2048
+_MOST_FEATURES, _MOST_SPARSE_FEATURES = 1024, 256
+_MOST_CLASSES = 2048
 _ROWS_PER_FEATURE = 8
-_MOST_SAMPLE_BYTES = 1 << 27
+
+# The Hessian by all the parameters is worth less time than this takes; rows are taken so many numbers at a time.
+_MOST_HESSIAN_PRODUCTS = 4 * 10**9
+_CHUNK = 1 << 20
+
+# Of the Hessian in variables where it is about one: directions that the loss does not see have none.
+_LEAST_EIGENVALUE = 1e-8
 
 # What is added to the diagonals, relative to them, where features repeat each other or no row has any doubt left.
 _LEAST_CURVATURE = 1e-6
 
 
-def rows_wanted(n_features: int, itemsize: int) -> int:
-    """Return how many rows tell enough of the features' second moments."""
-    return max(1, min(_ROWS_PER_FEATURE * n_features, _MOST_SAMPLE_BYTES // max(1, n_features * itemsize)))
+def kronecker_rows(n_features: int, n_classes: int, *, is_sparse: bool) -> int:
+    """Return how many rows tell enough of the features' second moments; 0 where the matrices take too much time."""
+    most = _MOST_SPARSE_FEATURES if is_sparse else _MOST_FEATURES
+    return _ROWS_PER_FEATURE * n_features if n_features <= most and n_classes <= _MOST_CLASSES else 0
+
+
+def hessian_rows(n_rows: int, n_parameters: int) -> int:
+    """Return how many rows make a Hessian by all the parameters that is worth its time; 0 where none do."""
+    rows = min(n_rows, _ROWS_PER_FEATURE * n_parameters)
+    return rows if rows * n_parameters**2 <= _MOST_HESSIAN_PRODUCTS else 0
+
+
+class HessianPreconditioner:
+    r"""The inverse of the Hessian itself, where there are few parameters.
+
+    It is the mean over rows of ``(diag(p_i) - p_i p_i.T) (x) f_i f_i.T`` for the probabilities p and the features f as
+    they are centred and scaled, with one for the intercept, plus the penalty.
+    """
+
+    def __init__(self, objective: Objective, rows: Rows, variables: CentredAndScaled, x: Vector) -> None:
+        coef, intercept = objective.layer(x)
+        n_classes, size = objective.shape[0], objective.shape[1]
+        hessian = np.zeros((n_classes, size, n_classes, size))
+        total = rows.weights.sum()
+        step = max(1, _CHUNK // (n_classes * size))
+        for start in range(0, len(rows.codes), step):
+            block = rows.part(slice(start, start + step))
+            X = (block.X.toarray() if block.is_sparse else block.X).astype(np.float64)
+            probabilities = softmax(X @ coef.T + intercept, axis=1)[:, objective.first :]
+            features = np.empty((len(X), size))
+            features[:, :-1] = (X - variables.mean) * variables.scale
+            features[:, -1] = variables.intercept_scale
+            roots = np.sqrt(block.weights / total)[:, None]
+            both = ((probabilities * roots)[:, :, None] * features[:, None, :]).reshape(len(X), -1)
+            hessian -= (both.T @ both).reshape(hessian.shape)
+            for k in range(n_classes):
+                weighted = features * (np.square(roots[:, 0]) * probabilities[:, k])[:, None]
+                hessian[k, :, k, :] += weighted.T @ features
+        matrix = hessian.reshape(n_classes * size, -1)
+        penalties = np.append(objective.penalty * np.square(variables.scale), 0.0)
+        matrix[np.diag_indices_from(matrix)] += np.tile(penalties, n_classes) + _LEAST_EIGENVALUE
+        self._factor = scipy.linalg.cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
+
+    def __call__(self, gradient: Vector) -> Vector:
+        """Return the inverse Hessian times a vector, both with respect to the scaled variables."""
+        direction: Vector = scipy.linalg.cho_solve(self._factor, gradient, check_finite=False)
+        return direction
 
 
 class KroneckerPreconditioner:

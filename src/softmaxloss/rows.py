@@ -1,5 +1,6 @@
 """Rows to learn from: features, class indices and weights, and sums over them by several threads."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -25,6 +26,10 @@ _ENOUGH_ROWS = 512
 # With less to multiply than this, one thread is done before others are awake.
 _WORTH_THREADS = 1 << 22
 _PARTS_PER_THREAD = 4  # so that one which the system holds up leaves its rows to the others
+
+# Rows are told from others by so many runs of so many, evenly spaced: reading all of them would take as long as an
+# iteration, or far longer where they are larger than memory.
+_RUNS, _RUN_ROWS = 64, 64
 
 # Of the choice of rows for a sample.
 _SEED = 20260101
@@ -71,6 +76,9 @@ class RowSource(Protocol):
     def first_row(self) -> Vector:
         """Return the features of a row that weighs something."""
 
+    def identity(self) -> dict[str, Any]:
+        """Return what tells these rows from others, as JSON holds it."""
+
 
 class LocalRows:
     """A `RowSource` in this process: in memory or mapped into it.
@@ -112,6 +120,21 @@ class LocalRows:
         """See `RowSource`."""
         row: Vector = self._rows.X[int(np.argmax(self._rows.weights > 0))].astype(np.float64)
         return row
+
+    def identity(self) -> dict[str, Any]:
+        """See `RowSource`: shape, dtype, total weight, and a hash of some runs of rows, their labels and weights."""
+        digest = hashlib.sha256()
+        for start in sorted({self.n_rows * run // _RUNS for run in range(_RUNS)}):
+            X, codes, weights = self._rows.part(slice(start, start + _RUN_ROWS))
+            features = (X.data, X.indices, X.indptr) if self.is_sparse else (X,)
+            for array in (*features, codes.astype(np.int64), weights):
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return {
+            "shape of X": [self.n_rows, self.n_features],
+            "dtype of X": str(self.dtype),
+            "total weight": float(self._rows.weights.sum()),
+            "rows": digest.hexdigest(),
+        }
 
 
 class _Threads(ThreadPoolExecutor):

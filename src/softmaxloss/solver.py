@@ -18,8 +18,10 @@ _MOST_STEPS = 40
 _FEWEST_STEPS = 4
 _STEPS_BYTES = 1 << 28
 
-# The curvature changes with the point, most at first: the preconditioner is made anew after these iterations.
-_RENEWALS = (5, 15, 40)
+# The curvature changes with the point, most at first: the preconditioner is made anew after these iterations, and then
+# after every so many.
+_RENEWALS = (5, 15)
+_RENEWED_EVERY = 40
 
 # After so many iterations without a new lowest gradient, or a value lower by this share of the first, rounding has the
 # last word. Ill-conditioned functions need some dozens between two lows.
@@ -206,7 +208,7 @@ def minimize(
     descent.precondition_at(state.renewed_at)
     while not _is_finished(state, tol, max_iter) and descent.iterate(state):
         number, point = len(state.values), state.current
-        if number in _RENEWALS:
+        if number in _RENEWALS or number % _RENEWED_EVERY == 0:
             state.renewed_at = point.x
             descent.precondition_at(point.x)
         if on_iteration is not None:
@@ -305,12 +307,16 @@ class _Descent:
         return direction
 
     def step_along(self, old: Point, direction: Vector) -> Point | None:
-        """Return a point in this direction that satisfies Wolfe's conditions, or failing that one that is lower."""
+        """Return a point in this direction that satisfies Wolfe's conditions, or failing that one that is lower.
+
+        Or one where the gradient is, if rounding hides which is: there the gradient is all that can be seen.
+        """
         slope = float(old.gradient @ direction)
         if not slope < 0.0:
             return None
         length, low, high = 1.0, (0.0, slope), None
         lower: Point | None = None
+        calmer: Point | None = None
         for _ in range(_MOST_TRIALS):
             new = self.evaluate(old.u + length * direction)
             new_slope = float(new.gradient @ direction)
@@ -321,16 +327,23 @@ class _Descent:
                 low = (length, new_slope)
             else:
                 high = (length, new_slope)
+                if new.gradient_norm < (calmer or old).gradient_norm and _is_hidden(old, new):
+                    calmer = new
             length = _next_length(low, high)
-        return lower
+        return lower or calmer
 
 
 def _falls_enough(old: Point, new: Point, length: float, slope: float, new_slope: float) -> bool:
     """Tell whether a step lowers the function by its share; by the slopes where rounding hides it in the values."""
     wanted = -_FALL * length * slope
-    if abs(new.value - old.value) > _ROUNDING * abs(old.value):
+    if not _is_hidden(old, new):
         return old.value - new.value >= wanted
     return -0.5 * length * (slope + new_slope) >= wanted
+
+
+def _is_hidden(old: Point, new: Point) -> bool:
+    """Tell whether rounding may be all that their values differ by."""
+    return abs(new.value - old.value) <= _ROUNDING * abs(old.value)
 
 
 def _next_length(low: tuple[float, float], high: tuple[float, float] | None) -> float:

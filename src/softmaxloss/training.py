@@ -5,8 +5,15 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from softmaxloss.checkpoint import Checkpoint
 from softmaxloss.objective import CentredAndScaled, Objective
-from softmaxloss.preconditioner import MOST_CLASSES, MOST_FEATURES, KroneckerPreconditioner, rows_wanted
+from softmaxloss.preconditioner import (
+    HessianPreconditioner,
+    KroneckerPreconditioner,
+    hessian_rows,
+    kronecker_rows,
+)
+from softmaxloss.rows import Rows
 from softmaxloss.solver import Iteration, Map, Solution, minimize
 
 Vector = npt.NDArray[np.float64]
@@ -25,10 +32,14 @@ def solve(
     tol: float,
     max_iter: int,
     on_iteration: Callable[[Iteration], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Solution:
-    """Minimise the objective from `start`, or from 0 by way of a sample of the rows."""
+    """Minimise the objective from `start`, or from 0 by way of a sample of the rows, or from a checkpoint."""
+    state = None if checkpoint is None else checkpoint.load()
     variables = objective.centred_and_scaled()
-    if start is None:
+    if state is not None:
+        start = state.current.x
+    elif start is None:
         start = _start(objective, variables, tol)
     return minimize(
         objective.value_and_gradient,
@@ -38,6 +49,8 @@ def solve(
         variables=variables,
         preconditioner=_preconditioner(objective, variables),
         on_iteration=on_iteration,
+        state=state,
+        on_state=None if checkpoint is None else checkpoint.save,
     )
 
 
@@ -64,10 +77,13 @@ def _start(objective: Objective, variables: CentredAndScaled, tol: float) -> Vec
 
 def _preconditioner(objective: Objective, variables: CentredAndScaled) -> Callable[[Vector], Map] | None:
     """Return what makes the preconditioner at a point; none where its matrices would be too large."""
-    source = objective.source
-    if not (0 < source.n_features <= MOST_FEATURES and objective.n_classes <= MOST_CLASSES):
+    source, n_parameters = objective.source, objective.shape[0] * objective.shape[1]
+    count = hessian_rows(source.n_rows, n_parameters)
+    make: Callable[[Objective, Rows, CentredAndScaled, Vector], Map] = HessianPreconditioner
+    if not count:
+        make = KroneckerPreconditioner
+        count = kronecker_rows(source.n_features, objective.n_classes, is_sparse=source.is_sparse)
+    rows = source.sample(count) if count else None
+    if rows is None or not rows.weights.sum() > 0:
         return None
-    rows = source.sample(rows_wanted(source.n_features, source.dtype.itemsize))
-    if not rows.weights.sum() > 0:
-        return None
-    return lambda x: KroneckerPreconditioner(objective, rows, variables, x)
+    return lambda x: make(objective, rows, variables, x)
