@@ -1,8 +1,10 @@
 """Rows to learn from: features, class indices and weights, and sums over them by several threads."""
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -105,7 +107,7 @@ class LocalRows:
         def of_part(k: int) -> Sums:
             return function(self._rows.part(slice(bounds[k], bounds[k + 1])), *arguments)
 
-        with _blas.limit(limits=1, user_api="blas"), _Threads(threads) as pool:
+        with _blas.on_one_thread(), _Threads(threads) as pool:
             return add(pool.map(of_part, range(parts)))
 
     def sample(self, count: int) -> Rows:
@@ -145,14 +147,31 @@ class _Threads(ThreadPoolExecutor):
 
 
 class _Blas:
-    """The BLAS libraries of this process, looked for once, when first needed."""
+    """The BLAS libraries of this process, found when first needed: one thread each while anybody wants that."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._limits: Any = None
+
+    @contextmanager
+    def on_one_thread(self) -> Iterator[None]:
+        """Limit them for the block; fits may run side by side, and the last to leave gives the threads back."""
+        with self._lock:
+            if self._users == 0:
+                self._limits = self._controller.limit(limits=1, user_api="blas")
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    self._limits.restore_original_limits()
 
     @cached_property
     def _controller(self) -> ThreadpoolController:
         return ThreadpoolController()
-
-    def limit(self, **limits: Any) -> Any:
-        return self._controller.limit(**limits)
 
 
 _blas = _Blas()
