@@ -1,5 +1,6 @@
 """Approximate inverses of the Hessian of SoftmaxClassifier's objective, from some of the rows."""
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -109,9 +110,7 @@ class KroneckerPreconditioner:
         curvatures = np.maximum(curvatures, 0.0) + _LEAST_CURVATURE * objective.shape[0] ** -1.0
         typical = curvatures.mean()
         penalties = objective.penalty * np.square(variables.scale).astype(X.dtype)
-        full = typical * by_feature + np.diag(penalties)
-        full += np.diag(_LEAST_CURVATURE * (np.diag(full).max() + 1e-30) * np.ones(len(full), X.dtype))
-        shares, self._features = scipy.linalg.eigh(by_feature, full, driver="gvd", check_finite=False)
+        shares, self._features = _eigen(by_feature, typical * by_feature + np.diag(penalties))
         of_both = 1.0 + np.outer(curvatures - typical, shares)
         self._by_coef = (1.0 / np.maximum(of_both, _LEAST_CURVATURE)).astype(X.dtype)
         self._by_intercept = 1.0 / (curvatures * variables.intercept_scale**2) if objective.fit_intercept else 0.0
@@ -126,3 +125,15 @@ class KroneckerPreconditioner:
         intercept = rotated[:, -1] * self._by_intercept
         direction: Vector = (self._classes @ np.column_stack([coef, intercept])).astype(np.float64).ravel()
         return direction
+
+
+def _eigen(by_feature: Array, full: Array) -> tuple[Array, Array]:
+    """Solve the generalised eigenproblem of two matrices, with as much added to the second's diagonal as that needs."""
+    largest = np.diag(full).max() + np.finfo(full.dtype).tiny
+    for share in (_LEAST_CURVATURE, 1e-4, 1e-2):
+        raised = full + np.diag(np.full(len(full), share * largest, full.dtype))
+        with contextlib.suppress(scipy.linalg.LinAlgError):  # float32 rounds what repeats to less than nothing
+            shares, vectors = scipy.linalg.eigh(by_feature, raised, driver="gvd", check_finite=False)
+            return shares, vectors
+    scale = np.sqrt(np.diag(full) + largest)
+    return np.diag(by_feature) / np.square(scale), np.diag(1.0 / scale)

@@ -1,0 +1,100 @@
+"""What stands for the inverse Hessian, against the Hessian by finite differences, and on features that repeat."""
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_limits
+
+from softmaxloss import preconditioner
+from softmaxloss.classifier import SoftmaxClassifier
+from softmaxloss.objective import Objective
+from softmaxloss.preconditioner import HessianPreconditioner, KroneckerPreconditioner
+from softmaxloss.rows import Rows
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_blas_thread():
+    """Matrices this small are slower with more threads, much slower where other work has the cores."""
+    with threadpool_limits(1, user_api="blas"):
+        yield
+
+
+def problem(n_classes, fit_intercept=True, dtype=np.float64):
+    random = np.random.default_rng(0)
+    X = (random.standard_normal((200, 6)) @ random.standard_normal((6, 6)) + 3).astype(dtype)
+    codes, weights = random.integers(n_classes, size=200), random.uniform(0.5, 2, 200)
+    options = {"n_classes": n_classes, "fit_intercept": fit_intercept, "label_smoothing": 0.1}
+    objective = Objective.of(X, codes, weights, C=0.3, **options)
+    return objective, Rows(X, codes, weights / weights.mean())
+
+
+def hessian(objective, variables, x):
+    """Return the Hessian by the scaled variables, by central differences of the gradient."""
+    u = variables.from_original(x)
+
+    def gradient(v):
+        return variables.gradient(objective.value_and_gradient(variables.to_original(v))[1])
+
+    steps = 1e-5 * np.eye(len(u))
+    return np.array([(gradient(u + step) - gradient(u - step)) / 2e-5 for step in steps])
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_the_hessian_is_inverted(n_classes):
+    objective, rows = problem(n_classes)
+    variables = objective.centred_and_scaled()
+    x = np.random.default_rng(1).normal(0, 0.3, objective.shape).ravel()
+
+    precondition = HessianPreconditioner(objective, rows, variables, x)
+
+    matrix = hessian(objective, variables, x)
+    vector = matrix @ np.random.default_rng(2).standard_normal(len(x))  # the loss sees no other directions
+    np.testing.assert_allclose(matrix @ precondition(vector), vector, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_the_product_is_exact_where_all_rows_are_equally_unsure(n_classes):
+    objective, rows = problem(n_classes)
+    variables = objective.centred_and_scaled()
+    x = np.zeros(objective.shape).ravel()
+
+    precondition = KroneckerPreconditioner(objective, rows, variables, x)
+
+    matrix = hessian(objective, variables, x)
+    vector = matrix @ np.random.default_rng(2).standard_normal(len(x))
+    np.testing.assert_allclose(matrix @ precondition(vector), vector, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [HessianPreconditioner, KroneckerPreconditioner])
+@pytest.mark.parametrize("n_classes", [2, 5])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_it_is_symmetric_and_positive(kind, n_classes, fit_intercept, dtype):
+    objective, rows = problem(n_classes, fit_intercept, dtype)
+    variables = objective.centred_and_scaled()
+    x = np.random.default_rng(1).normal(0, 0.3, objective.shape).ravel()
+
+    precondition = kind(objective, rows, variables, x)
+
+    seen = np.append(np.ones(6, bool), fit_intercept)
+    numbers = np.flatnonzero(np.tile(seen, objective.shape[0]))
+    basis = np.eye(len(x))[numbers]
+    matrix = np.array([precondition(vector) for vector in basis])[:, numbers]
+    tolerance = (1e-4 if dtype == np.float32 else 1e-9) * np.abs(matrix).max()
+    np.testing.assert_allclose(matrix, matrix.T, rtol=0, atol=tolerance)
+    assert np.linalg.eigvalsh(matrix).min() > -tolerance
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("C", [1.0, np.inf])
+def test_features_that_repeat_each_other(dtype, C, monkeypatch):
+    monkeypatch.setattr(preconditioner, "_MOST_HESSIAN_PRODUCTS", 0)  # to the Kronecker product
+    random = np.random.default_rng(3)
+    few = random.standard_normal((400, 2))
+    X = np.tile(few, 150).astype(dtype)
+    y = (few @ random.standard_normal((2, 3)) + random.gumbel(size=(400, 3))).argmax(axis=1)
+
+    model = SoftmaxClassifier(C=C).fit(X, y)
+
+    assert model.converged_
+    once = SoftmaxClassifier(C=C * 150).fit(few, y)  # the coefficients share the work: each has a 150th of it
+    np.testing.assert_allclose(model.predict_proba(X), once.predict_proba(few), atol=2e-3)
