@@ -157,6 +157,15 @@ def test_a_checkpoint_of_another_fit_is_refused(options, change, name, tmp_path)
     assert path.read_bytes() == before
 
 
+def test_heavier_rows_are_another_fit(tmp_path):
+    X, y = problem()
+    path = tmp_path / "state.npz"
+    classifier(path).fit(X, y)
+
+    with pytest.raises(ValueError, match="is the checkpoint of another fit, with penalty"):
+        classifier(path).fit(X, y, sample_weight=2.0)
+
+
 def test_a_warm_start_is_a_fit_of_its_own(tmp_path):
     X, y = problem()
     path = tmp_path / "state.npz"

@@ -274,7 +274,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         names = ("C", "fit_intercept", "label_smoothing", "tol")
         parameters = {name: float(getattr(self, name)) for name in names}
         begun = None if start is None else hashlib.sha256(start.tobytes()).hexdigest()
-        return {"classes": objective.n_classes, **parameters, "start": begun, **objective.source.identity()}
+        rows = objective.source.identity()  # their weights as shares: the penalty tells how much they weigh together
+        return {"classes": objective.n_classes, **parameters, "start": begun, **rows, "penalty": objective.penalty}
 
     def _can_continue(self, classes: Array, names_before: Any) -> bool:
         """Tell whether the last solution, if there is one, is of these classes and features."""
