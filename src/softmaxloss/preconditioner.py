@@ -57,7 +57,7 @@ class HessianPreconditioner:
         step = max(1, _CHUNK // (n_classes * size))
         for start in range(0, len(rows.codes), step):
             block = rows.part(slice(start, start + step))
-            X = (block.X.toarray() if block.is_sparse else block.X).astype(np.float64)
+            X = block.dense.astype(np.float64)
             probabilities = softmax(X @ coef.T + intercept, axis=1)[:, objective.first :]
             features = np.empty((len(X), size))
             features[:, :-1] = (X - variables.mean) * variables.scale
@@ -98,7 +98,7 @@ class KroneckerPreconditioner:
 
     def __init__(self, objective: Objective, rows: Rows, variables: CentredAndScaled, x: Vector) -> None:
         coef, intercept = objective.layer(x)
-        X = rows.X.toarray() if rows.is_sparse else rows.X
+        X = rows.dense
         probabilities = softmax(X @ coef.T + intercept, axis=1)
         weights = (rows.weights / rows.weights.sum()).astype(X.dtype)
         by_class = np.diag(weights @ probabilities) - (probabilities.T * weights) @ probabilities
@@ -107,7 +107,7 @@ class KroneckerPreconditioner:
         by_feature = (features.T * np.maximum(doubt / max(doubt.sum(), 1e-30), 0.0)) @ features
 
         curvatures, self._classes = np.linalg.eigh(by_class[objective.first :, objective.first :])
-        curvatures = np.maximum(curvatures, 0.0) + _LEAST_CURVATURE * objective.shape[0] ** -1.0
+        curvatures = np.maximum(curvatures, 0.0) + _LEAST_CURVATURE / objective.shape[0]
         typical = curvatures.mean()
         penalties = objective.penalty * np.square(variables.scale).astype(X.dtype)
         shares, self._features = _eigen(by_feature, typical * by_feature + np.diag(penalties))

@@ -60,6 +60,12 @@ class Rows(NamedTuple):
         """Whether the features are a sparse matrix."""
         return scipy.sparse.issparse(self.X)
 
+    @property
+    def dense(self) -> Array:
+        """The features as an ordinary array."""
+        features: Array = self.X.toarray() if self.is_sparse else self.X
+        return features
+
 
 class RowSource(Protocol):
     """Where all rows are, and how sums over them are taken."""
