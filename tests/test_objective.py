@@ -7,13 +7,13 @@ import pytest
 import scipy.optimize
 import scipy.sparse
 from example_data import LOADERS, dataset
+from learning_problems import objective_of
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 import softmaxloss.rows
 from softmaxloss.classifier import SoftmaxClassifier
-from softmaxloss.objective import Objective
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -130,7 +130,7 @@ def test_the_gradient_is_the_slope_of_the_value(n_classes, fit_intercept, sparse
     monkeypatch.setattr(softmaxloss.rows, "_ENOUGH_ROWS", 7)
     monkeypatch.setattr(softmaxloss.rows, "_BLOCK_BYTES", 1)
     X, codes, weights = small_problem(n_classes)
-    of = Objective.of(
+    of = objective_of(
         scipy.sparse.csr_array(X) if sparse else X,
         codes,
         weights,
@@ -320,7 +320,7 @@ def test_both_gradients_are_within_the_tolerance():
 
     for factor in (1e-4, 1.0, 1e4):
         model = SoftmaxClassifier(C=100, tol=tol, max_iter=5000).fit(X * factor, y)
-        of = Objective.of(X * factor, y, np.ones(len(y)), n_classes=2, C=100, fit_intercept=True, label_smoothing=0.0)
+        of = objective_of(X * factor, y, np.ones(len(y)), n_classes=2, C=100, fit_intercept=True, label_smoothing=0.0)
         gradient = of.value_and_gradient(np.append(model.coef_, model.intercept_))[1]
         assert np.abs(gradient).max() <= tol
         assert np.abs(of.centred_and_scaled().gradient(gradient)).max() <= tol

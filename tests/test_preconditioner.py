@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from learning_problems import objective_of
 from threadpoolctl import threadpool_limits
 
 from softmaxloss import preconditioner
 from softmaxloss.classifier import SoftmaxClassifier
-from softmaxloss.objective import Objective
 from softmaxloss.preconditioner import HessianPreconditioner, KroneckerPreconditioner
 from softmaxloss.rows import Rows
 
@@ -23,7 +23,7 @@ def problem(n_classes, fit_intercept=True, dtype=np.float64):
     X = (random.standard_normal((200, 6)) @ random.standard_normal((6, 6)) + 3).astype(dtype)
     codes, weights = random.integers(n_classes, size=200), random.uniform(0.5, 2, 200)
     options = {"n_classes": n_classes, "fit_intercept": fit_intercept, "label_smoothing": 0.1}
-    objective = Objective.of(X, codes, weights, C=0.3, **options)
+    objective = objective_of(X, codes, weights, C=0.3, **options)
     return objective, Rows(X, codes, weights / weights.mean())
 
 

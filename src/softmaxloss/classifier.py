@@ -12,9 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_array
-from sklearn.utils.class_weight import compute_class_weight
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from softmaxloss.checkpoint import Checkpoint
@@ -22,6 +19,7 @@ from softmaxloss.functional import log_softmax, softmax
 from softmaxloss.objective import Objective
 from softmaxloss.progress import ProgressReport
 from softmaxloss.solver import Solution
+from softmaxloss.sources import rows_to_learn
 from softmaxloss.training import solve
 
 Array = npt.NDArray[Any]
@@ -188,12 +186,10 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         with _untouched_on_error(self):
             self._check_parameters()
             names_before = getattr(self, "feature_names_in_", None)
-            X, y = validate_data(self, X, y, accept_sparse="csr", dtype=(np.float64, np.float32))
-            classes, codes = _encode(y)
+            classes, source, weight = rows_to_learn(self, X, y, sample_weight)
             objective = Objective.of(
-                X,
-                codes,
-                _row_weights(sample_weight, self.class_weight, classes, codes),
+                source,
+                weight,
                 n_classes=len(classes),
                 C=float(self.C),
                 fit_intercept=self.fit_intercept,
@@ -320,48 +316,3 @@ def _untouched_on_error(estimator: BaseEstimator) -> Iterator[None]:
     except BaseException:
         estimator.__dict__ = before
         raise
-
-
-def _encode(y: Array) -> tuple[Array, npt.NDArray[np.intp]]:
-    """Return the sorted classes of `y` and each row's index among them."""
-    check_classification_targets(y)
-    classes, codes = np.unique(y, return_inverse=True)
-    if len(classes) < 2:
-        raise ValueError(
-            f"y holds one class only, {classes.tolist()[0]!r}: SoftmaxClassifier needs rows of at least two classes"
-        )
-    return classes, codes
-
-
-def _row_weights(sample_weight: Any, class_weight: Any, classes: Array, codes: npt.NDArray[np.intp]) -> Vector:
-    """Return s = sample_weight * class_weight[y] of the objective."""
-    if sample_weight is None:
-        of_rows = np.ones(len(codes))
-    else:
-        if isinstance(sample_weight, Real):
-            sample_weight = np.full(codes.shape, sample_weight)
-        of_rows = check_array(sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight")
-    if of_rows.shape != codes.shape:
-        raise ValueError(
-            f"sample_weight has shape {of_rows.shape} and X {len(codes)} rows: give one weight for each row"
-        )
-    of_classes = _class_weights(class_weight, classes, codes, of_rows)
-    lowest = min(of_rows.min(), of_classes.min())
-    weights = of_rows * of_classes[codes]
-    if lowest < 0 or not 0 < weights.sum() < np.inf:
-        raise ValueError(
-            "sample_weight and class_weight must not be below zero, nor the weight of every row zero: the lowest "
-            f"is {lowest:g}, and sample_weight * class_weight[y] adds up to {weights.sum():g}"
-        )
-    return weights
-
-
-def _class_weights(class_weight: Any, classes: Array, codes: npt.NDArray[np.intp], weights: Vector) -> Vector:
-    """Return each class's weight; "balanced" counts a row as `weights` says."""
-    if isinstance(class_weight, str) and class_weight == "balanced":
-        totals = np.bincount(codes, weights, minlength=len(classes))
-        # A class whose rows weigh nothing may have any weight: it multiplies zeros.
-        balanced: Vector = totals.sum() / (len(classes) * np.where(totals > 0, totals, 1.0))
-        return balanced
-    given: Vector = compute_class_weight(class_weight, classes=classes, y=classes)
-    return given

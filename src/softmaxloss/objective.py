@@ -60,13 +60,9 @@ class Objective:
         self.shape: tuple[int, int] = (n_classes - self.first, source.n_features + 1)
 
     @classmethod
-    def of(
-        cls, X: Any, codes: npt.NDArray[np.integer[Any]], weights: Vector, *, C: float, **options: Any
-    ) -> "Objective":
-        """Return the objective of rows in this process's memory, for the estimator's C and row weights of any size."""
-        scaled = weights / weights.mean()
-        penalty = 1.0 / (C * float(weights.sum()))
-        return cls(LocalRows(Rows(X, codes, scaled)), float(scaled.sum()), penalty=penalty, **options)
+    def of(cls, source: RowSource, weight: float, *, C: float, **options: Any) -> "Objective":
+        """Return the objective of rows whose weights have mean 1, and that weighed so much together before that."""
+        return cls(source, float(source.n_rows), penalty=1.0 / (C * weight), **options)
 
     def value_and_gradient(self, parameters: Vector) -> tuple[float, Vector]:
         """Return the objective and its gradient at `parameters`, in one pass over the rows."""
