@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from softmaxloss.backends.layout import as_logits, rows_a_block
 from softmaxloss.functional import softmax
-from softmaxloss.measures.inputs import as_weights, check_arrays, rows_that_count, weight_unit
+from softmaxloss.measures.inputs import as_weights, check_arrays, refuse_dask, rows_that_count, weight_unit
 
 __all__ = ["fit_temperature"]
 
@@ -85,6 +85,7 @@ def fit_temperature(
     >>> round(sl.fit_temperature(3.0 * logits, labels), 1)
     3.0
     """
+    refuse_dask("fit_temperature", logits=logits)
     z, given, weights = as_logits(logits, "logits"), np.asarray(labels), as_weights(sample_weight)
     if z.ndim != 2 or z.shape[1] == 0:
         raise ValueError(f"logits have shape {z.shape}; expected (rows, classes), at least one class")

@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from softmaxloss.backends import is_dask
 from softmaxloss.checkpoint import Checkpoint
 from softmaxloss.functional import log_softmax, softmax
 from softmaxloss.objective import Objective
@@ -220,6 +221,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
         They have the dtype of X, float32 or float64.
         """
+        if is_dask(X):
+            return self._by_chunk("decision_function", X)
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse="csr", dtype=(np.float64, np.float32), reset=False)
         logits: Array = X @ self.coef_.T.astype(X.dtype) + self.intercept_.astype(X.dtype)
@@ -229,6 +232,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     def predict(self, X: Any) -> Array:
         """Return the label of the most probable class of each row, shape (rows,)."""
+        if is_dask(X):
+            return self._by_chunk("predict", X)
         logits = self.decision_function(X)
         codes = (logits > 0).astype(np.intp) if logits.ndim == 1 else logits.argmax(axis=1)
         labels: Array = self.classes_[codes]
@@ -236,11 +241,15 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     def predict_proba(self, X: Any) -> Array:
         """Return the probability of each class, in the order of `classes_`, shape (rows, classes)."""
+        if is_dask(X):
+            return self._by_chunk("predict_proba", X)
         probabilities: Array = softmax(self._logits(X), axis=1)
         return probabilities
 
     def predict_log_proba(self, X: Any) -> Array:
         """Return the logarithm of `predict_proba`; finite where a probability is too small for its dtype."""
+        if is_dask(X):
+            return self._by_chunk("predict_log_proba", X)
         log_probabilities: Array = log_softmax(self._logits(X), axis=1)
         return log_probabilities
 
@@ -249,6 +258,13 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+    def _by_chunk(self, method: str, X: Any) -> Array:
+        """Return what a method makes of the rows of Dask's arrays and tables, lazily."""
+        from softmaxloss.dask_predict import predicted
+
+        lazy: Array = predicted(self, method, X)
+        return lazy
 
     def _logits(self, X: Any) -> Array:
         """Return one logit for each class."""

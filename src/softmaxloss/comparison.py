@@ -20,7 +20,7 @@ from softmaxloss.measures.bootstrap import (
     percentile_interval,
 )
 from softmaxloss.measures.evaluation import checked_names
-from softmaxloss.measures.inputs import Rows, as_weights, check_arrays, rows_that_count, weight_unit
+from softmaxloss.measures.inputs import Rows, as_weights, check_arrays, refuse_dask, rows_that_count, weight_unit
 from softmaxloss.measures.moments import Moments
 from softmaxloss.measures.rows import KINDS, Kind, RowMeasures, measure_rows
 from softmaxloss.measures.state import finite
@@ -103,6 +103,7 @@ def compare(
     >>> found.difference < 0, found.p_value < 0.01  # A has the smaller loss, and not by chance
     (True, True)
     """
+    refuse_dask("compare", scores_a=scores_a, scores_b=scores_b)
     a, b = as_logits(scores_a, "scores_a"), as_logits(scores_b, "scores_b")
     for name, scores in (("scores_a", a), ("scores_b", b)):
         if scores.ndim != 2 or scores.shape[1] == 0:

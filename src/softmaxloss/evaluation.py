@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from softmaxloss.backends import is_dask
 from softmaxloss.measures.evaluation import Evaluation, WorstRow, checked_names
 from softmaxloss.measures.reliability import Reliability
 from softmaxloss.totals import Kind, Totals
@@ -32,7 +34,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure how well scores predict labels: loss, accuracy and calibration, with their uncertainty and by class.
 
-    The scores are read once, in blocks of rows of about 4 MB, so a memory map larger than memory will do.
+    The scores are read once, in blocks of rows of about 4 MB, so a memory map larger than memory will do. Dask arrays
+    are evaluated at once, each chunk where it lies, by the scheduler that is active; the answer is the same in memory.
 
     With row losses ``l_i``, probabilities ``p_i`` and weights ``w_i`` (1 unless given), over the n rows scored::
 
@@ -53,7 +56,7 @@ def evaluate(
     ----------
     scores : array of shape (N, C)
         One row of C classes for each label: float16, bfloat16, float32, float64, or integers, which count as
-        float64. Anything `numpy.asarray` takes.
+        float64. Anything `numpy.asarray` takes, or a Dask array; the rest may then be Dask arrays too.
     labels : integer array of shape (N,)
         Class indices in [0, C), or `ignore_index`.
     kind : {"logits", "log_probabilities", "probabilities"}
@@ -133,12 +136,12 @@ def evaluate(
     >>> evaluate([[0.9, 0.1], [0.2, 0.8]], [0, 1], kind="probabilities").accuracy
     1.0
     """
-    scores = np.asarray(scores)
-    if scores.ndim != 2:
-        raise ValueError(f"scores have shape {scores.shape}; expected (rows, classes): reshape them to two dimensions")
+    given: Any = scores if is_dask(scores) else np.asarray(scores)
+    if given.ndim != 2:
+        raise ValueError(f"scores have shape {given.shape}; expected (rows, classes): reshape them to two dimensions")
     ks = tuple(top_k) if isinstance(top_k, Iterable) else (top_k,)
     totals = Totals(
-        scores.shape[1],
+        given.shape[1],
         kind=kind,
         top_k=ks,
         ignore_index=ignore_index,
@@ -148,5 +151,10 @@ def evaluate(
         first_row=first_row,
         only_loss=only_loss,
     )
-    totals.add(scores, labels, sample_weight, groups)
+    if is_dask(given):
+        from softmaxloss.dask_evaluation import add_chunks
+
+        add_chunks(totals, given, labels, sample_weight, groups)
+    else:
+        totals.add(given, labels, sample_weight, groups)
     return Evaluation(totals, checked_names(class_names, totals.n_classes))

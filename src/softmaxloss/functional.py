@@ -269,13 +269,18 @@ def cross_entropy(
     options = in_range(given_options.check(rows_shape, classes))
     target = resolve_labels(labels, given.shape, axis)
     survey = survey_labels(target, options, rows_shape, classes)
-    losses = np.empty(rows_shape)
-    for block in row_blocks(rows_shape, rows_a_block(classes, np.dtype(np.float64))):
-        losses[block] = _block_cross_entropy(p, target, options, block)
-    if options.sample_weight is not None:
-        losses = _weighted(options.sample_weight, losses)
+    losses = losses_of_rows(p, target, options)
     scale = reduction_scale(options, target, survey)
     return reduced(options, losses, float(losses.sum()), scale, kernel_dtype(given.dtype))
+
+
+def losses_of_rows(probabilities: NDArray[Any], labels: Labels, options: LossOptions) -> NDArray[np.float64]:
+    """Return the weighted cross-entropy of each row, class axis last, in the options' units."""
+    rows_shape, classes = probabilities.shape[:-1], probabilities.shape[-1]
+    losses = np.empty(rows_shape)
+    for block in row_blocks(rows_shape, rows_a_block(classes, np.dtype(np.float64))):
+        losses[block] = _block_cross_entropy(probabilities, labels, options, block)
+    return losses if options.sample_weight is None else _weighted(options.sample_weight, losses)
 
 
 def _block_cross_entropy(

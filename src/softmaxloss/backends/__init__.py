@@ -22,8 +22,12 @@ def backend_of(array: Any) -> ModuleType:
 
             return jax_backend
         if package == "dask":
-            raise TypeError(
-                "got a Dask array; this version takes NumPy arrays, PyTorch tensors, JAX arrays and what numpy.asarray "
-                "takes: pass numpy.asarray(array)"
-            )
+            from softmaxloss.backends import dask as dask_backend
+
+            return dask_backend
     return numpy_backend
+
+
+def is_dask(values: Any) -> bool:
+    """Tell whether these are of Dask's kinds, arrays or tables, without importing Dask."""
+    return any(cls.__module__.partition(".")[0] == "dask" for cls in type(values).__mro__)

@@ -194,6 +194,8 @@ class LossOfRows:
         Their number of classes.
     logits_dtype : numpy.dtype
         What the logits will come in.
+    survey : LabelSurvey, optional
+        Where the mean is over more rows than these: of all of them. The options are then those of `in_range` already.
     """
 
     def __init__(
@@ -203,10 +205,12 @@ class LossOfRows:
         rows_shape: tuple[int, ...],
         classes: int,
         logits_dtype: np.dtype[Any],
+        survey: LabelSurvey | None = None,
     ) -> None:
-        options = in_range(options)
+        if survey is None:
+            options = in_range(options)
+            survey = survey_labels(labels, options, rows_shape, classes)
         self.labels, self.options, self.rows_shape, self.classes = labels, options, rows_shape, classes
-        survey = survey_labels(labels, options, rows_shape, classes)
         self.scale = reduction_scale(options, labels, survey)
         # Where every row is ignored the mean is NaN, and its gradient 0.
         self.gradient_scale = self.scale if survey.counted else 1.0
@@ -253,7 +257,7 @@ class LossOfRows:
 
     def reduced(self, row_loss: NDArray[np.float64], totals: list[float]) -> Any:
         """Return the loss asked for, of rows' losses and the sums of those of blocks that make up the whole."""
-        return reduced(self.options, row_loss, _sum(totals), self.scale, self.loss_dtype)
+        return reduced(self.options, row_loss, sum_of_blocks(totals), self.scale, self.loss_dtype)
 
     def _terms(self, block: RowIndex, distribution: NDArray[Any] | None, tolerance: float) -> _native.LossTerms:
         """Return what the kernels are told of a block besides its logits."""
@@ -324,12 +328,20 @@ class LossOfRows:
 class LossKernel(LossOfRows):
     """One loss of logits that are there as an array, class axis last: as they lie, or in blocks."""
 
-    def __init__(self, logits: NDArray[Any], labels: Labels, options: LossOptions) -> None:
-        super().__init__(labels, options, logits.shape[:-1], logits.shape[-1], logits.dtype)
+    def __init__(
+        self, logits: NDArray[Any], labels: Labels, options: LossOptions, survey: LabelSurvey | None = None
+    ) -> None:
+        super().__init__(labels, options, logits.shape[:-1], logits.shape[-1], logits.dtype, survey)
         self.logits = logits
 
     def loss(self, gradient: NDArray[Any] | None, *, in_place: bool = False) -> Any:
         """Return the reduced loss, and fill `gradient`, which may be the logits themselves (`in_place`)."""
+        return self.reduced(*self.swept(gradient, in_place=in_place))
+
+    def swept(
+        self, gradient: NDArray[Any] | None, *, in_place: bool = False
+    ) -> tuple[NDArray[np.float64], list[float]]:
+        """Return the rows' losses and the sums of those of blocks, before `scale`; fill `gradient` as `loss` does."""
         q, tolerance = self.labels.distribution, self.labels.tolerance
         if q is not None and in_place:
             self._check_distribution(q)
@@ -340,7 +352,7 @@ class LossKernel(LossOfRows):
             self.of_block(block, self.logits[block], _part(q, block), rows, _part(gradient, block), tolerance=tolerance)
             for block in self._blocks(None, gradient)
         ]
-        return self.reduced(rows, totals)
+        return rows, totals
 
     def hessian_vector_product(self, vector: NDArray[Any], product: NDArray[Any]) -> None:
         """Fill `product` with the Hessian of the reduced loss (of the sum for "none") times `vector`."""
@@ -379,7 +391,7 @@ def _readable(rows: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     return rows if kernel_reads(rows, dtype) else converted(rows, dtype)
 
 
-def _sum(totals: list[float]) -> float:
+def sum_of_blocks(totals: list[float]) -> float:
     """Return the sum of blocks' totals, each itself rounded once, or of the one there is."""
     try:
         return math.fsum(totals)

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from softmaxloss.backends import is_dask
 from softmaxloss.labels import LabelError
 
-__all__ = ["Rows", "as_weights", "check_arrays", "rows_that_count", "weight_unit"]
+__all__ = ["Rows", "as_weights", "check_arrays", "refuse_dask", "rows_that_count", "weight_unit"]
 
 
 class Rows(NamedTuple):
@@ -20,6 +21,16 @@ class Rows(NamedTuple):
     numbers: NDArray[np.int64]  # of those kept, among the rows of all blocks
     labels: NDArray[np.int64]
     weights: NDArray[np.float64] | None  # None where each is 1
+
+
+def refuse_dask(function: str, **arrays: Any) -> None:
+    """Refuse Dask arrays, all of which would be gathered in memory."""
+    for name, array in arrays.items():
+        if is_dask(array):
+            raise TypeError(
+                f"{name} is a {type(array).__name__} of Dask's, which {function} does not take: pass {name}.compute(), "
+                "or a memory map where memory is too small (evaluate takes Dask arrays)"
+            )
 
 
 def as_weights(sample_weight: ArrayLike | None) -> NDArray[Any] | None:
