@@ -39,10 +39,19 @@ def rows_to_learn(estimator: Any, X: Any, y: Any, sample_weight: Any) -> Learnab
 
     The estimator gets its `n_features_in_` and `feature_names_in_`, and says the `class_weight`.
     """
+    if _is_dask(X):
+        from softmaxloss.dask_rows import rows_of_dask
+
+        return rows_of_dask(estimator, X, y, sample_weight)
     X, y = validate_data(estimator, X, y, accept_sparse="csr", dtype=(np.float64, np.float32))
     classes, codes = encode(y)
     weights = row_weights(sample_weight, estimator.class_weight, classes, codes)
     return Learnable(classes, LocalRows(Rows(X, codes, weights / weights.mean())), float(weights.sum()))
+
+
+def _is_dask(X: Any) -> bool:
+    """Tell whether X is an array or table of Dask's, without importing it."""
+    return any(kind.__module__.partition(".")[0] == "dask" for kind in type(X).__mro__)
 
 
 def encode(y: Array) -> tuple[Array, npt.NDArray[np.intp]]:
