@@ -324,3 +324,19 @@ def test_both_gradients_are_within_the_tolerance():
         gradient = of.value_and_gradient(np.append(model.coef_, model.intercept_))[1]
         assert np.abs(gradient).max() <= tol
         assert np.abs(of.centred_and_scaled().gradient(gradient)).max() <= tol
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sparse_features_are_scaled_as_dense_ones_are(dtype):
+    random = np.random.default_rng(5)
+    X = random.standard_normal((60, 6)) * (random.random((60, 6)) < 0.3)
+    X[:, 1], X[:, 2] = 0.0, 7.3  # nothing stored, and everything the same
+    X, codes, weights = X.astype(dtype), np.arange(60) % 3, random.uniform(0, 2, 60)
+    options = {"n_classes": 3, "C": 0.3, "fit_intercept": True, "label_smoothing": 0.0}
+
+    of_sparse = objective_of(scipy.sparse.csr_array(X), codes, weights, **options).centred_and_scaled()
+
+    of_dense = objective_of(X, codes, weights, **options).centred_and_scaled()
+    np.testing.assert_allclose(of_sparse.mean, of_dense.mean, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(of_sparse.scale, of_dense.scale, rtol=1e-12)
+    assert of_sparse.scale[1] == of_sparse.scale[2] == 0

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.utils.sparsefuncs import mean_variance_axis
 
 from softmaxloss.loss import softmax_cross_entropy_and_grad
 from softmaxloss.rows import LocalRows, Rows, RowSource, Sums, weighted_sum
@@ -120,17 +119,12 @@ class Objective:
 
     def _moments(self) -> tuple[Vector, Vector]:
         """Return each feature's weighted mean and variance; the variance of a constant one is exactly 0."""
-        if self.source.is_sparse:
-            rows = self.source.sample(self.source.n_rows)
-            mean, variance = mean_variance_axis(rows.X, axis=0, weights=rows.weights.astype(rows.X.dtype))
-            mean, variance = mean.astype(np.float64), variance.astype(np.float64)
-        else:
-            # Distances from a row that counts: zeros for a constant feature, no cancellation for a large mean.
-            origin = self.source.first_row()
-            (shift,) = self.source.total(weighted_sum, origin, 1)
-            mean = origin + shift / self.total_weight
-            (scatter,) = self.source.total(weighted_sum, mean, 2)
-            variance = scatter / self.total_weight
+        # Distances from a row that counts: zeros for a constant feature, no cancellation for a large mean.
+        origin = self.source.first_row()
+        (shift,) = self.source.total(weighted_sum, origin, 1)
+        mean = origin + shift / self.total_weight
+        (scatter,) = self.source.total(weighted_sum, mean, 2)
+        variance = scatter / self.total_weight
         if not np.isfinite(variance).all():
             feature = int(np.argmin(np.isfinite(variance)))
             raise ValueError(f"feature {feature} of X holds values too large to be squared: divide it by a constant")

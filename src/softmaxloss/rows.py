@@ -126,7 +126,8 @@ class LocalRows:
 
     def first_row(self) -> Vector:
         """See `RowSource`."""
-        row: Vector = self._rows.X[int(np.argmax(self._rows.weights > 0))].astype(np.float64)
+        first = int(np.argmax(self._rows.weights > 0))
+        row: Vector = self._rows.part(slice(first, first + 1)).dense[0].astype(np.float64)
         return row
 
     def identity(self) -> dict[str, Any]:
@@ -199,12 +200,28 @@ def add(parts: Any) -> Sums:
 
 
 def weighted_sum(rows: Rows, origin: Vector, power: Literal[1, 2]) -> Sums:
-    """Return the weighted sum of the distances of dense features from an origin, or of their squares."""
+    """Return the weighted sum of the distances of the features from an origin, or of their squares."""
+    with np.errstate(over="ignore", invalid="ignore"):  # whoever asks looks for what overflowed
+        return ((_sparse_sum if rows.is_sparse else _dense_sum)(rows, origin, power),)
+
+
+def _dense_sum(rows: Rows, origin: Vector, power: Literal[1, 2]) -> Vector:
     total = np.zeros(len(origin))
     step = max(1, _BLOCK_BYTES // max(1, 8 * len(origin)))
     for start in range(0, len(rows.codes), step):
         block = rows.part(slice(start, start + step))
-        with np.errstate(over="ignore", invalid="ignore"):  # whoever asks looks for what overflowed
-            distances = block.X - origin
-            total += block.weights @ (distances if power == 1 else np.square(distances))
-    return (total,)
+        distances = block.X - origin
+        total += block.weights @ (distances if power == 1 else np.square(distances))
+    return total
+
+
+def _sparse_sum(rows: Rows, origin: Vector, power: Literal[1, 2]) -> Vector:
+    """Sum over what is stored, and add what is not: so many zeros, all at the same distance."""
+    columns, size = rows.X.indices, len(origin)
+    weights = np.repeat(rows.weights, np.diff(rows.X.indptr))
+    stored = np.bincount(columns, weights * (rows.X.data - origin[columns]) ** power, size)
+    # No zero is missing from a full column, whatever its weights' sum is rounded to.
+    is_full = np.bincount(columns, minlength=size) >= len(rows.codes)
+    missing = np.where(is_full, 0.0, rows.weights.sum() - np.bincount(columns, weights, size))
+    total: Vector = stored + missing * (-origin) ** power
+    return total
