@@ -19,6 +19,9 @@
 #include "threads.hpp"
 
 namespace softmaxloss {
+
+void bind_judging(nb::module_& m);  // judging.cpp
+
 namespace {
 
 using Found = std::optional<std::tuple<Index, double, double>>;
@@ -183,6 +186,7 @@ NB_MODULE(_native, m) {
   m.def("softmax", &softmax);
   m.def("bad_distribution", &bad_distribution);
   m.def("survey_labels", &survey);
+  bind_judging(m);
   m.def("get_num_threads", &get_num_threads);
   m.def("set_num_threads", &set_num_threads, nb::arg("threads"));
   m.def("work_alone", &work_alone);

@@ -81,6 +81,45 @@ def survey_labels(
     weights: NDArray[np.float64] | None,
     class_weight: NDArray[np.float64] | None,
 ) -> tuple[int, int, float]: ...
+def rank_rows(
+    scores: NDArray[Any],
+    labels: NDArray[np.int64],
+    prediction: NDArray[np.int64],
+    rank: NDArray[np.int64],
+    top: NDArray[Any],
+) -> None: ...
+def power_sums(values: NDArray[Any], sums: NDArray[np.float64], squares: NDArray[np.float64]) -> None: ...
+def cells_of_keys(keys: NDArray[np.uint64], start: int, bits: int, cells: NDArray[np.int64]) -> None: ...
+def add_losses(
+    labels: NDArray[np.int64],
+    weights: NDArray[np.float64] | None,
+    loss: NDArray[np.float64],
+    count: NDArray[np.int64],
+    weight: NDArray[np.float64],
+    total: NDArray[np.float64],
+) -> None: ...
+def add_hits(
+    labels: NDArray[np.int64],
+    weights: NDArray[np.float64] | None,
+    rank: NDArray[np.int64],
+    hits: NDArray[np.float64],
+    ks: NDArray[np.int64],
+    top_k_hits: NDArray[np.float64],
+) -> None: ...
+def add_by_cell(
+    cell: NDArray[np.int64],
+    weights: NDArray[np.float64] | None,
+    rank: NDArray[np.int64],
+    values: NDArray[np.float64],
+    sums: NDArray[np.float64],
+) -> None: ...
+def add_by_confidence(
+    confidence: NDArray[np.float64],
+    weights: NDArray[np.float64] | None,
+    rank: NDArray[np.int64],
+    sums: NDArray[np.float64],
+    counts: NDArray[np.int64],
+) -> None: ...
 def get_num_threads() -> int: ...
 def set_num_threads(threads: int) -> None: ...
 def work_alone() -> None: ...

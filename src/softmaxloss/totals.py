@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from softmaxloss import _native
 from softmaxloss.backends.layout import as_logits, kernel_dtype, rows_a_block
 from softmaxloss.measures.bootstrap import CELLS, as_groups, cells_of_groups, cells_of_rows
 from softmaxloss.measures.confusion import ConfusionCounts
 from softmaxloss.measures.inputs import Rows, as_weights, check_arrays, rows_that_count
 from softmaxloss.measures.moments import Moments
-from softmaxloss.measures.reliability import cell_of, n_cells
+from softmaxloss.measures.reliability import n_cells
 from softmaxloss.measures.rows import KINDS, Kind, RowMeasures, confidences, losses, measure_rows
 from softmaxloss.measures.worst import LargestRows
 
@@ -262,10 +263,8 @@ class Totals:
     def _add_loss(
         self, loss: NDArray[np.float64], labels: NDArray[np.int64], weights: NDArray[np.float64] | None
     ) -> None:
-        # add.at touches only the classes at hand: a block may hold a few rows of very many classes.
-        np.add.at(self.class_count, labels, 1)
-        np.add.at(self.sums["class_weight"], labels, 1.0 if weights is None else weights)
-        np.add.at(self.sums["class_loss"], labels, _weighted(loss, weights))
+        by_class = self.sums["class_weight"], self.sums["class_loss"]
+        _native.add_losses(labels, weights, loss, self.class_count, *by_class)
         self.moments = self.moments.merge(Moments.of(loss, None if weights is None else weights * weights))
 
     def _add_details(
@@ -276,25 +275,16 @@ class Totals:
         groups: NDArray[Any] | None,
     ) -> None:
         loss, labels, rank = measured.loss, measured.labels, measured.rank
-        weight = np.ones(len(loss)) if weights is None else weights
-        hits = _weighted((rank == 0).astype(np.float64), weights)
-        np.add.at(self.sums["class_hits"], labels, hits)
-        deepest = min(max(self.top_k, default=0), self.n_classes)
-        by_rank = np.bincount(np.minimum(rank, deepest), weight, deepest + 1)
-        self.sums["top_k_hits"] += [by_rank[:k].sum() for k in self.top_k]
+        ks = np.array([min(k, self.n_classes) for k in self.top_k], np.int64)
+        _native.add_hits(labels, weights, rank, self.sums["class_hits"], ks, self.sums["top_k_hits"])
         confidence, brier = confidences(measured, self.kind)
         self.sums["brier"] += _weighted(brier, weights).sum()
         cell = cells_of_rows(rows, self.seed) if groups is None else cells_of_groups(groups, self.seed)
-        self._add_by("cells", cell, weight, _weighted(loss, weights), hits)
-        cell = cell_of(confidence, len(self.counts["reliability"]))
-        np.add.at(self.counts["reliability"], cell, 1)
-        self._add_by("reliability", cell, weight, _weighted(confidence, weights), hits)
+        _native.add_by_cell(cell, weights, rank, loss, self.sums["cells"])
+        by_confidence = self.sums["reliability"], self.counts["reliability"]
+        _native.add_by_confidence(confidence, weights, rank, *by_confidence)
         self.confusion.add(labels, measured.prediction)
         self.worst_rows.add(loss, rows, labels, measured.prediction)
-
-    def _add_by(self, name: str, cell: NDArray[np.int64], *values: NDArray[np.float64]) -> None:
-        for total, value in zip(self.sums[name], values, strict=True):
-            np.add.at(total, cell, value)
 
     def _set_unit(self, exponent: int) -> None:
         """Go over to sums in units of ``2**exponent``: exact, but for weights that are nothing beside the largest."""

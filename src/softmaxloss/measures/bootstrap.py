@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from softmaxloss import _native
+
 __all__ = ["CELLS", "as_groups", "bootstrap_means", "cells_of_groups", "cells_of_rows", "percentile_interval"]
 
 _BITS = 10
@@ -63,19 +65,16 @@ def as_groups(groups: ArrayLike, rows: int) -> NDArray[Any]:
 
 def _cells(keys: NDArray[np.uint64], seed: int) -> NDArray[np.int64]:
     """Hash keys with the finaliser of SplitMix64 (G. L. Steele, D. Lea, C. H. Flood, 2014), twice with the seed."""
-    start = np.full(1, (seed * _GAMMA) & _WORD, np.uint64)
-    mixed = _mix(keys + _mix(start))
-    return (mixed >> np.uint64(64 - _BITS)).view(np.int64)
+    cells = np.empty(len(keys), np.int64)
+    _native.cells_of_keys(keys, _mixed(seed * _GAMMA), _BITS, cells)
+    return cells
 
 
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    x = x + np.uint64(_GAMMA)
-    x ^= x >> np.uint64(30)
-    x *= np.uint64(0xBF58476D1CE4E5B9)
-    x ^= x >> np.uint64(27)
-    x *= np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return x
+def _mixed(x: int) -> int:
+    x = (x + _GAMMA) & _WORD
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
+    return x ^ (x >> 31)
 
 
 def bootstrap_means(

@@ -24,10 +24,12 @@ class ConfusionCounts:
     def add(self, labels: NDArray[np.int64], predictions: NDArray[np.int64]) -> None:
         """Count rows."""
         codes = labels * self.n_classes + predictions
-        if self._matrix is not None:
+        if self._matrix is None:
+            self._add_pairs(*np.unique(codes, return_counts=True))
+        elif len(codes) < len(self._matrix):
             np.add.at(self._matrix, codes, 1)
         else:
-            self._add_pairs(*np.unique(codes, return_counts=True))
+            self._matrix += np.bincount(codes, minlength=len(self._matrix))
 
     def merge(self, other: ConfusionCounts) -> None:
         """Add the counts of another."""

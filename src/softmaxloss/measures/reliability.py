@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Reliability", "calibration_error", "cell_of", "n_cells", "reliability"]
+__all__ = ["Reliability", "calibration_error", "n_cells", "reliability"]
 
 # Confidence is sorted into at least so many cells of equal width, a whole number of them in each bin of equal width:
 # bins of equal weight are then made of cells, whose sums merge, where sorted rows would not.
@@ -48,11 +48,6 @@ class Reliability(NamedTuple):
 def n_cells(bins: int) -> int:
     """Return the number of cells for this many bins."""
     return bins * -(-LEAST_CELLS // bins)
-
-
-def cell_of(confidence: NDArray[np.float64], cells: int) -> NDArray[np.int64]:
-    """Return the cell of each confidence; probabilities may exceed 1 within their tolerance."""
-    return np.minimum((confidence * cells).astype(np.int64), cells - 1)
 
 
 def reliability(counts: NDArray[np.int64], sums: NDArray[np.float64], bins: int, *, adaptive: bool) -> Reliability:

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from softmaxloss import _native
 from softmaxloss.backends.layout import kernel_dtype
 from softmaxloss.labels import tolerance_of
 from softmaxloss.loss import row_statistics, softmax_cross_entropy
@@ -16,7 +17,7 @@ __all__ = ["KINDS", "Kind", "RowMeasures", "confidences", "losses", "measure_row
 Kind = Literal["logits", "log_probabilities", "probabilities"]
 KINDS: tuple[Kind, ...] = ("logits", "log_probabilities", "probabilities")
 
-# Up to so many classes, a loop over the columns ranks faster than the kernel that reads row by row.
+# Up to so many classes, ranking and adding up row by row is faster than what prepares for long rows.
 FEW_CLASSES = 40
 # The kernel takes fewer rows another way, whose last bit may differ: repeated, they get the bits of any larger block.
 A_FEW_ROWS = 64
@@ -52,7 +53,7 @@ def measure_rows(
     if scored is not None:
         scores, labels, loss = scores[scored], labels[scored], loss[scored]
     if statistics is None:
-        prediction, rank, top = _ranked_by_columns(scores, labels)
+        prediction, rank, top = _ranked(scores, labels)
     else:
         prediction, rank = (s if scored is None else s[scored] for s in (statistics.prediction, statistics.rank))
         rank = rank + _ties_ahead(scores, labels)
@@ -92,16 +93,15 @@ def confidences(measured: RowMeasures, kind: Kind) -> tuple[NDArray[np.float64],
     if kind == "logits":
         exps = measured.scores - measured.top[:, None]
         np.exp(exps, out=exps)
-        # Not a matrix product, whose rounding depends on the rows around: a count of a cell would with it.
-        sums = np.einsum("ij->i", exps).astype(np.float64)
+        sums, squares = _power_sums(exps)
         confidence = 1.0 / sums
-        squares = np.einsum("ij,ij->i", exps, exps) / (sums * sums)
+        squares /= sums * sums
     else:
         p, top = measured.scores, measured.top.astype(np.float64)
         if kind == "log_probabilities":
             p, top = np.exp(p), np.exp(top)
         confidence = top
-        squares = np.einsum("ij,ij->i", p, p).astype(np.float64)
+        _, squares = _power_sums(p)
     own = np.exp(-measured.loss)
     return confidence, np.maximum(squares - 2.0 * own + 1.0, 0.0)
 
@@ -112,23 +112,24 @@ def _picked(scores: NDArray[Any], classes: NDArray[np.int64]) -> NDArray[Any]:
     return picked
 
 
-def _ranked_by_columns(
+def _ranked(
     scores: NDArray[Any], labels: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
-    """Find the first largest entry of each row, and how many are ahead of the label's, one column after another."""
-    columns, own = np.ascontiguousarray(scores.T), _picked(scores, labels)
-    prediction, rank = np.zeros((2, len(labels)), np.uint8)
-    largest, small = columns[0].copy(), labels.astype(np.uint8)
-    for index, column in enumerate(columns):
-        if index:
-            # Indices ascend, so that the last column to exceed those before it is the largest index.
-            np.maximum(prediction, (column > largest).view(np.uint8) * np.uint8(index), out=prediction)
-            np.maximum(largest, column, out=largest)
-        ahead = column == own
-        ahead &= small > index
-        ahead |= column > own
-        rank += ahead.view(np.uint8)
-    return prediction.astype(np.int64), rank.astype(np.int64), largest
+    """Find the first largest entry of each row, how many are ahead of the label's, and the largest itself."""
+    prediction, rank = np.empty((2, len(labels)), np.int64)
+    largest = np.empty(len(labels), scores.dtype)
+    _native.rank_rows(scores, labels, prediction, rank, largest)
+    return prediction, rank, largest
+
+
+def _power_sums(values: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return each row's sum and that of its squares, the same whatever rows are around it (a matrix product is not)."""
+    if values.shape[1] > FEW_CLASSES:
+        sums, squares = np.einsum("ij->i", values), np.einsum("ij,ij->i", values, values)
+        return sums.astype(np.float64), squares.astype(np.float64)
+    sums, squares = np.empty((2, len(values)))
+    _native.power_sums(values, sums, squares)
+    return sums, squares
 
 
 def _ties_ahead(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.int64] | int:
