@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from cli_runs import refuse, run_here
 from report_cases import drawn
-from test_cli import refuse, run_here
 
 pytest.importorskip("plotly", reason="plotly is not installed")
 
