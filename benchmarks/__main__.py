@@ -22,6 +22,8 @@ from benchmarks import (
     linear,
     linear_contenders,
     memory,
+    scaling,
+    streaming,
     tables,
     training,
 )
@@ -111,6 +113,20 @@ def _training(options: argparse.Namespace, present: list[str], results: dict[str
     return training.table(results)
 
 
+def _scaling(options: argparse.Namespace, present: list[str], results: dict[str, Any]) -> str:
+    if not importlib.util.find_spec("distributed"):
+        raise ModuleNotFoundError("distributed is not installed: pip install 'softmaxloss[dask]'")
+    results["scaling"] = scaling.measure(scaling.QUICK if options.quick else scaling.FULL)
+    return scaling.table(results)
+
+
+def _streaming(options: argparse.Namespace, present: list[str], results: dict[str, Any]) -> str:
+    if not importlib.util.find_spec("pyarrow"):
+        raise ModuleNotFoundError("pyarrow is not installed: it writes Parquet files; pip install pyarrow")
+    results["streaming"] = streaming.measure(streaming.Effort(options.gigabytes, folder=options.folder))
+    return streaming.table(results)
+
+
 def _accuracy(options: argparse.Namespace, present: list[str], results: dict[str, Any]) -> str:
     if not importlib.util.find_spec("mpmath"):
         raise ModuleNotFoundError("mpmath is not installed: it computes the exact values; pip install mpmath")
@@ -128,6 +144,8 @@ _COMMANDS = {
     "linear": _linear,
     "classifier": _classifier,
     "training": _training,
+    "scaling": _scaling,
+    "streaming": _streaming,
 }
 _FRAMEWORKS = {
     "torch": IN_TORCH,
@@ -171,7 +189,11 @@ def _parser() -> argparse.ArgumentParser:
         help="time SoftmaxClassifier and the solvers of scikit-learn until the objective is near its lowest",
     )
     trained = commands.add_parser("training", help="train a small language model with PyTorch's loss and with ours")
-    for command in (timed, in_torch, in_jax, with_layer, fitted, trained):
+    scaled = commands.add_parser("scaling", help="time passes over Dask's chunks on 1, 2 and 3 workers of this machine")
+    streamed = commands.add_parser("streaming", help="fit files larger than memory; measure memory and time")
+    streamed.add_argument("--gigabytes", type=float, default=12.0, help="how large the files are; 12 unless said")
+    streamed.add_argument("--folder", type=Path, help="where to write them; where temporary files are, unless said")
+    for command in (timed, in_torch, in_jax, with_layer, fitted, trained, scaled):
         command.add_argument("--quick", action="store_true", help="a few short rounds: for a first look")
     for command in (timed, sized, in_torch, in_jax):
         command.add_argument(
@@ -229,7 +251,9 @@ def _parser() -> argparse.ArgumentParser:
             help=f"peers to compare with, of {', '.join(peers)}; all those installed unless given",
         )
     trained.set_defaults(contenders=["pytorch-eager"])
-    for command in (timed, sized, exact, in_torch, in_jax, with_layer, fitted, trained):
+    scaled.set_defaults(contenders=[])
+    streamed.set_defaults(contenders=[])
+    for command in (timed, sized, exact, in_torch, in_jax, with_layer, fitted, trained, scaled, streamed):
         command.add_argument("--json", type=Path, metavar="FILE", help="write the raw results there as well")
     return parser
 

@@ -86,3 +86,11 @@ def test_the_command(tmp_path):
         refused = run(app, [*given, *options])
         assert refused.exit_code == 2
         assert message in refused.output
+
+
+@pytest.mark.parametrize("option", [["--test-size", "0.1"], ["--seed", "1"], ["--report", "page.html"]])
+def test_dask_refuses_what_is_about_rows_set_aside(option):
+    found = CliRunner().invoke(app, ["train", "rows.parquet", "--target", "y", "--engine", "dask", *option])
+
+    assert found.exit_code == 2
+    assert "sets none aside" in " ".join(found.output.replace("│", " ").split())

@@ -14,7 +14,7 @@ from dask.delayed import delayed
 
 from softmaxloss import __version__
 from softmaxloss.classifier import SoftmaxClassifier
-from softmaxloss.data.datasets import Layout, _frame, _table_classes, _table_dataset
+from softmaxloss.data.datasets import Layout, features_frame, table_classes, table_dataset
 from softmaxloss.data.files import DataError, one_line
 from softmaxloss.data.tables import Table
 from softmaxloss.persistence import Model, build_pipeline
@@ -76,7 +76,7 @@ def train_on_parquet(
     sample = Table(Path(pattern), pa.concat_tables(tables, promote_options="permissive"))
     if not sample.rows:
         raise DataError(f"{pattern}: has columns but no rows")
-    dataset = _table_dataset(sample, target, drop, categorical)
+    dataset = table_dataset(sample, target, drop, categorical)
     pipeline = build_pipeline(dataset.layout, classifier)
     preparation = pipeline[0].fit(dataset.features)
     like = preparation.transform(dataset.features.iloc[:1])[:0]
@@ -128,10 +128,10 @@ def _features(part: Any, pattern: str, schema: pa.Schema, layout: Layout, prepar
         return np.zeros((0, len(preparation.get_feature_names_out())))
     columns = {name: table.column(name, "numbers") for name in layout.numbers}
     columns |= {name: table.column(name, "text") for name in layout.text}
-    return preparation.transform(_frame(table, columns))
+    return preparation.transform(features_frame(table, columns))
 
 
 def _labels(part: Any, pattern: str, schema: pa.Schema, target: str, kind: Any) -> Any:
     """Return the labels of a partition."""
     table = _table(part, pattern, schema)
-    return _table_classes(table, target, kind) if table.rows else np.zeros(0, object)
+    return table_classes(table, target, kind) if table.rows else np.zeros(0, object)

@@ -12,7 +12,7 @@ import scipy.sparse
 from sklearn.utils import assert_all_finite, check_array, column_or_1d
 
 from softmaxloss import _native
-from softmaxloss.rows import LocalRows, Rows, Sums, _blas, add
+from softmaxloss.rows import LocalRows, Rows, Sums, add, blas
 
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
@@ -114,7 +114,7 @@ def sums(call: Call, rows: Rows) -> Sums:
     if _is_all_there_is():
         return LocalRows(rows).total(function, *arguments)
     _native.work_alone()
-    with _blas.on_one_thread():
+    with blas.on_one_thread():
         return function(rows, *arguments)
 
 

@@ -113,7 +113,7 @@ class LocalRows:
         def of_part(k: int) -> Sums:
             return function(self._rows.part(slice(bounds[k], bounds[k + 1])), *arguments)
 
-        with _blas.on_one_thread(), _Threads(threads) as pool:
+        with blas.on_one_thread(), LoneThreads(threads) as pool:
             return add(pool.map(of_part, range(parts)))
 
     def sample(self, count: int) -> Rows:
@@ -146,7 +146,7 @@ class LocalRows:
         }
 
 
-class _Threads(ThreadPoolExecutor):
+class LoneThreads(ThreadPoolExecutor):
     """Threads whose kernels start no others."""
 
     def __init__(self, count: int) -> None:
@@ -181,7 +181,7 @@ class _Blas:
         return ThreadpoolController()
 
 
-_blas = _Blas()
+blas = _Blas()
 
 
 def spread(n_rows: int, count: int) -> npt.NDArray[np.intp]:

@@ -10,6 +10,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
+from softmaxloss.backends import is_dask
 from softmaxloss.rows import LocalRows, Rows, RowSource
 
 Array = npt.NDArray[Any]
@@ -39,19 +40,23 @@ def rows_to_learn(estimator: Any, X: Any, y: Any, sample_weight: Any) -> Learnab
 
     The estimator gets its `n_features_in_` and `feature_names_in_`, and says the `class_weight`.
     """
-    if _is_dask(X):
+    if is_dask(X):
         from softmaxloss.dask_rows import rows_of_dask
 
         return rows_of_dask(estimator, X, y, sample_weight)
+    if _is_row_files(X):
+        from softmaxloss.file_rows import rows_of_files
+
+        return rows_of_files(estimator, X, y, sample_weight)
     X, y = validate_data(estimator, X, y, accept_sparse="csr", dtype=(np.float64, np.float32))
     classes, codes = encode(y)
     weights = row_weights(sample_weight, estimator.class_weight, classes, codes)
     return Learnable(classes, LocalRows(Rows(X, codes, weights / weights.mean())), float(weights.sum()))
 
 
-def _is_dask(X: Any) -> bool:
-    """Tell whether X is an array or table of Dask's, without importing it."""
-    return any(kind.__module__.partition(".")[0] == "dask" for kind in type(X).__mro__)
+def _is_row_files(X: Any) -> bool:
+    """Tell whether X lies in files, without importing what reads them."""
+    return type(X).__module__ == "softmaxloss.data.row_files"
 
 
 def encode(y: Array) -> tuple[Array, npt.NDArray[np.intp]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ __all__ = [
     "DIGITS",
     "Dataset",
     "Layout",
+    "is_many_files",
     "is_sparse",
     "is_table",
     "read_features",
@@ -73,13 +75,21 @@ class Dataset:
     def rows(self, which: NDArray[np.intp]) -> tuple[Features, NDArray[Any]]:
         """Take some rows' features and labels."""
         features = self.features
+        if hasattr(features, "only"):  # in files: chosen, and not read
+            return features.only(which), self.labels[which]
         taken = features.iloc[which] if isinstance(features, pd.DataFrame) else features[which]
         return taken, self.labels[which]
 
 
 def is_table(source: str) -> bool:
-    """Tell whether a source is a file with named columns."""
-    return Path(source).suffix.lower() in TABLE_SUFFIXES
+    """Tell whether a source has named columns: a table, or Parquet files by a folder or a pattern."""
+    return Path(source).suffix.lower() in TABLE_SUFFIXES or is_many_files(source)
+
+
+def is_many_files(source: str) -> bool:
+    """Tell whether a source is a folder or a pattern of files."""
+    path = Path(source)
+    return source != DIGITS and not path.is_file() and (glob.has_magic(source) or (path.is_dir() and not path.suffix))
 
 
 def is_sparse(source: str) -> bool:
@@ -128,7 +138,7 @@ def read_training_data(
     else:
         if target is None:
             raise TypeError("a table needs a target")
-        dataset = _table_dataset(read_table(path), target, drop, categorical)
+        dataset = table_dataset(read_table(path), target, drop, categorical)
     check_classes(dataset.labels, f"{dataset.source}: target {dataset.target!r}")
     return dataset
 
@@ -153,7 +163,7 @@ def read_features(source: str, layout: Layout) -> Features:
         table.require((*layout.numbers, *layout.text), "used in training")
         columns = {name: table.column(name, "numbers") for name in layout.numbers}
         columns |= {name: table.column(name, "text") for name in layout.text}
-        return _frame(table, columns)
+        return features_frame(table, columns)
     if layout.kind == "table":
         names = (*layout.numbers, *layout.text)
         raise DataError(
@@ -248,25 +258,25 @@ def _suffix(path: Path) -> str:
 # Tables
 
 
-def _table_dataset(table: Table, target: str, drop: Sequence[str], categorical: Sequence[str]) -> Dataset:
+def table_dataset(table: Table, target: str, drop: Sequence[str], categorical: Sequence[str]) -> Dataset:
     table.require([target], "--target")
     table.require(drop, "--drop")
     table.require(categorical, "--categorical")
     names = [name for name in table.names if name != target and name not in drop]
     if target in drop or not names:
         raise DataError(f"{table.path}: no column is left to predict {target!r} from")
-    classes = _table_classes(table, target, "text" if target in categorical else None)
+    classes = table_classes(table, target, "text" if target in categorical else None)
     columns = {name: table.column(name, "text" if name in categorical else None) for name in names}
     numbers = tuple(name for name in names if columns[name].kind != "text")
     text = tuple(name for name in names if columns[name].kind == "text")
     layout = Layout("table", numbers, text, len(names))
-    features = _frame(table, {name: columns[name] for name in (*numbers, *text)})
+    features = features_frame(table, {name: columns[name] for name in (*numbers, *text)})
     notes = [f"columns without a name, left out: {table.unnamed}"] if table.unnamed else []
     notes += [note for name in text if (note := _note_on_categories(name, columns[name]))]
     return Dataset(str(table.path), features, classes, target, layout, tuple(notes))
 
 
-def _table_classes(table: Table, target: str, kind: ColumnKind | None) -> NDArray[Any]:
+def table_classes(table: Table, target: str, kind: ColumnKind | None) -> NDArray[Any]:
     def where(row: int) -> str:
         word = table.missing_word(target, row) if missing[row] else ""
         counts = f" ({word!r} counts as missing, unless with --categorical {shlex.quote(target)})"
@@ -289,7 +299,7 @@ def _note_on_categories(name: str, column: Column) -> str:
     )
 
 
-def _frame(table: Table, columns: dict[str, Column]) -> pd.DataFrame:
+def features_frame(table: Table, columns: dict[str, Column]) -> pd.DataFrame:
     """Put columns side by side; true/false counts as 1/0."""
     series = {}
     for name, column in columns.items():

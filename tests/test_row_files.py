@@ -1,0 +1,164 @@
+"""Rows in Parquet files: read as they are, learned from as arrays are, and refused where they do not fit."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import softmaxloss as sl
+from softmaxloss.data import row_files
+from softmaxloss.data.files import DataError
+from softmaxloss.data.row_files import open_parquet
+
+ROWS, FEATURES = 1000, 6
+
+
+@pytest.fixture
+def drawn():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(ROWS, FEATURES)) * np.logspace(-2, 2, FEATURES) + 3
+    return X, (X @ rng.normal(size=(FEATURES, 3)) + rng.gumbel(size=(ROWS, 3))).argmax(axis=1)
+
+
+def write(folder, X, y, files=3, group=150, kind="columns"):
+    """Write rows to several files, of several groups each, and return their pattern."""
+    for part, rows in enumerate(np.array_split(np.arange(len(X)), files)):
+        if kind == "columns":
+            columns = {f"x{k}": X[rows, k] for k in range(X.shape[1])}
+        else:
+            lists = pa.FixedSizeListArray.from_arrays(pa.array(X[rows].ravel()), X.shape[1])
+            columns = {"embedding": lists if kind == "fixed" else lists.cast(pa.list_(lists.type.value_type))}
+        pq.write_table(pa.table({**columns, "y": y[rows]}), folder / f"part-{part}.parquet", row_group_size=group)
+    return str(folder / "*.parquet")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["columns", "fixed", "lists"])
+def test_rows_are_read_as_they_were_written(tmp_path, drawn, monkeypatch, kind, dtype):
+    monkeypatch.setattr(row_files, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(row_files, "_FEWEST_ROWS", 64)
+    X, y = drawn[0].astype(dtype), drawn[1]
+    files, labels = open_parquet(write(tmp_path, X, y, kind=kind), target="y")
+
+    assert (files.shape, files.dtype, files.ndim, len(files)) == (X.shape, dtype, 2, ROWS)
+    np.testing.assert_array_equal(labels, y)
+    np.testing.assert_array_equal(np.asarray(files), X)
+    np.testing.assert_array_equal(files[333:777], X[333:777])
+    assert files[5:5].shape == (0, FEATURES)
+    assert max(len(block) for _, block in files.blocks()) <= 64
+    some = np.array([900, 3, 3, 150])
+    np.testing.assert_array_equal(files.read(some), X[some])
+    kept = np.arange(100, 900, 7)
+    np.testing.assert_array_equal(np.asarray(files.only(kept).only(np.arange(5, 50))), X[kept[5:50]])
+    assert repr(files) == f"<RowFiles: {ROWS} x {FEATURES} {np.dtype(dtype)} in 3 files>"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "options", [{}, {"class_weight": "balanced", "label_smoothing": 0.1}, {"fit_intercept": False}]
+)
+def test_the_optimum_is_that_of_arrays(tmp_path, drawn, keep_num_threads, options, threads):
+    X, y = drawn
+    names = np.array(["a", "b", "c"])[y]
+    weights = np.random.default_rng(1).random(ROWS)
+    sl.set_num_threads(threads)
+    files, labels = open_parquet(write(tmp_path, X, names), target="y")
+    of_files = sl.SoftmaxClassifier(tol=1e-9, **options).fit(files, labels, weights)
+    of_arrays = sl.SoftmaxClassifier(tol=1e-9, **options).fit(X, names, weights)
+
+    assert of_files.converged_
+    assert of_files.n_features_in_ == FEATURES
+    np.testing.assert_array_equal(of_files.classes_, of_arrays.classes_)
+    np.testing.assert_allclose(of_files.predict_proba(X), of_arrays.predict_proba(X), atol=1e-6)
+    np.testing.assert_allclose(of_files.loss_curve_[-1], of_arrays.loss_curve_[-1], rtol=1e-10)
+
+
+def test_the_same_bits_for_any_number_of_threads_that_share_groups(tmp_path, drawn, keep_num_threads):
+    files, labels = open_parquet(write(tmp_path, *drawn), target="y")
+    coefficients = []
+    for threads in (2, 3):
+        sl.set_num_threads(threads)
+        coefficients.append(sl.SoftmaxClassifier().fit(files, labels).coef_)
+
+    np.testing.assert_array_equal(*coefficients)
+
+
+@pytest.mark.filterwarnings("default::sklearn.exceptions.ConvergenceWarning")
+def test_a_checkpoint_tells_files_apart(tmp_path, drawn):
+    X, y = drawn
+    files, labels = open_parquet(write(tmp_path, X, y), target="y")
+    begun = sl.SoftmaxClassifier(checkpoint=tmp_path / "state.npz", max_iter=5)
+    begun.fit(files, labels)
+    whole = sl.SoftmaxClassifier().fit(files, labels)
+    resumed = sl.SoftmaxClassifier(checkpoint=tmp_path / "state.npz").fit(files, labels)
+    np.testing.assert_array_equal(resumed.coef_, whole.coef_)
+
+    X[0] += 1
+    other, labels = open_parquet(write(tmp_path, X, y), target="y")
+    with pytest.raises(ValueError, match="checkpoint of another fit"):
+        sl.SoftmaxClassifier(checkpoint=tmp_path / "state.npz").fit(other, labels)
+
+
+def test_columns_in_another_order_integers_and_booleans(tmp_path):
+    first = pd.DataFrame({"a": np.arange(6), "b": [True, False] * 3, "y": [0, 1] * 3, "note": list("abcdef")})
+    first.to_parquet(tmp_path / "1.parquet")
+    first[["y", "note", "b", "a"]].to_parquet(tmp_path / "2.parquet")
+    files, labels = open_parquet(tmp_path, target="y", columns=["b", "a"])
+
+    np.testing.assert_array_equal(np.asarray(files), np.tile(first[["b", "a"]].to_numpy(np.float64), (2, 1)))
+    np.testing.assert_array_equal(labels, [0, 1] * 6)
+
+
+def test_what_does_not_fit_is_refused(tmp_path, drawn):
+    X, y = drawn
+    pattern = write(tmp_path, X, y)
+    files, labels = open_parquet(pattern, target="y")
+    with pytest.raises(ValueError, match=r"y has shape \(999,\) and X 1000 rows"):
+        sl.SoftmaxClassifier().fit(files, labels[1:])
+    with pytest.raises(TypeError, match="read by ranges"):
+        files[3]
+    for arguments, problem in (
+        ({"target": "z"}, "no column 'z'; the columns are 'x0'"),
+        ({"target": "y", "columns": ["x9"]}, "no column 'x9'"),
+        ({"target": "y", "columns": ["y"]}, "of which none is left"),
+    ):
+        with pytest.raises(DataError, match=problem):
+            open_parquet(pattern, **arguments)
+    with pytest.raises(DataError, match="there is no such file"):
+        open_parquet(tmp_path / "none*.parquet", target="y")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no \.parquet file in this folder"):
+        open_parquet(tmp_path / "empty", target="y")
+    pd.DataFrame({"x0": ["text"], "y": [1]}).to_parquet(tmp_path / "empty" / "text.parquet")
+    with pytest.raises(DataError, match="are not those of"):
+        open_parquet([tmp_path / "part-0.parquet", tmp_path / "empty"], target="y")
+    with pytest.raises(DataError, match=r"column 'x0' holds (large_)?string; expected numbers"):
+        open_parquet(tmp_path / "empty", target="y")
+
+
+def test_missing_values_are_refused_and_the_estimator_stays_as_it_was(tmp_path, drawn):
+    X, y = drawn
+    classifier = sl.SoftmaxClassifier().fit(X, y)
+    before = dict(vars(classifier))
+    X[700, 2] = np.nan
+    files, labels = open_parquet(write(tmp_path, X, y), target="y")
+    with pytest.raises(ValueError, match="X holds nan in row 700, feature 2"):
+        classifier.fit(files, labels)
+    assert vars(classifier) == before
+
+
+def test_lists_of_other_lengths(tmp_path):
+    table = pa.table({"e": [[1.0, 2.0], [3.0], [4.0, 5.0, 6.0]], "y": [0, 1, 0]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    files, labels = open_parquet(tmp_path / "a.parquet", target="y")
+    with pytest.raises(DataError, match="'e' holds lists that are missing or not of 2 numbers"):
+        sl.SoftmaxClassifier().fit(files, labels)
+
+
+def test_a_file_that_is_cut_off_after_it_was_opened(tmp_path, drawn):
+    files, labels = open_parquet(write(tmp_path, *drawn, files=1), target="y")
+    path = tmp_path / "part-0.parquet"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(DataError, match=r"part-0\.parquet: "):
+        sl.SoftmaxClassifier().fit(files, labels)
