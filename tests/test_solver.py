@@ -225,6 +225,7 @@ def test_progress_in_a_log_names_no_iteration_twice(capsys):
 
 def test_progress_on_a_terminal_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("softmaxloss.progress._bar", lambda *_: None)  # as without rich
 
     report(12)
 
@@ -237,6 +238,7 @@ def test_progress_on_a_terminal_is_one_line(capsys, monkeypatch):
 
 def test_progress_on_a_terminal_covers_the_longer_line_before(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("softmaxloss.progress._bar", lambda *_: None)  # as without rich
 
     with ProgressReport() as progress:
         progress(Iteration(1, np.zeros(1), 1 / 3, 1.0))

@@ -202,7 +202,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             checkpoint = (
                 None if self.checkpoint is None else Checkpoint(self.checkpoint, self._identity(objective, start))
             )
-            with ProgressReport(enabled=self.verbose > 0) as report:
+            with ProgressReport(enabled=self.verbose > 0, tol=float(self.tol), rows=source.n_rows) as report:
                 solution = solve(
                     objective,
                     start,

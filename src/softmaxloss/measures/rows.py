@@ -148,8 +148,8 @@ def _check_probabilities(
     if not scores.size:
         return
     with np.errstate(invalid="ignore", over="ignore"):  # inf - inf
-        # The sum of a product is fast and, in float32, rough; what looks doubtful is summed again.
-        rough = scores @ np.ones(scores.shape[1], scores.dtype)
+        # Not a matrix product: the threads of BLAS, still awake, would hold up those of the kernels.
+        rough = _power_sums(scores)[0]
         if scores.min() >= 0 and (np.abs(rough - 1) <= tolerance / 2).all():
             return
         sums = scores.sum(axis=1, dtype=np.float64)
