@@ -3,21 +3,16 @@
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from numbers import Integral, Real
 from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.validation import check_is_fitted, validate_data
 
-from softmaxloss.backends import is_dask
 from softmaxloss.checkpoint import Checkpoint
-from softmaxloss.functional import log_softmax, softmax
 from softmaxloss.objective import Objective
+from softmaxloss.parameters import check_parameters, untouched_on_error
+from softmaxloss.predictor import SoftmaxPredictor
 from softmaxloss.progress import ProgressReport
 from softmaxloss.solver import Solution
 from softmaxloss.sources import rows_to_learn
@@ -26,22 +21,8 @@ from softmaxloss.training import solve
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
 
-_FLAGS = (bool, np.bool_)
 
-# The parameters that are numbers or flags: name, types, range, and both in words. NaN is in no range, and True is a
-# number for `verbose` only.
-_RANGES: tuple[tuple[str, tuple[type, ...], Callable[[Any], bool], str], ...] = (
-    ("C", (Real,), lambda value: value > 0, "a number above 0"),
-    ("fit_intercept", _FLAGS, lambda value: True, "True or False"),
-    ("label_smoothing", (Real,), lambda value: 0 <= value <= 1, "a number from 0 to 1"),
-    ("tol", (Real,), lambda value: value > 0, "a number above 0"),
-    ("max_iter", (Integral,), lambda value: value >= 1, "an integer of at least 1"),
-    ("warm_start", _FLAGS, lambda value: True, "True or False"),
-    ("verbose", (Integral, *_FLAGS), lambda value: value >= 0, "an integer of at least 0, or True or False"),
-)
-
-
-class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+class SoftmaxClassifier(SoftmaxPredictor):
     r"""Softmax regression: a linear classifier that minimises the softmax cross-entropy.
 
     With logits ``z = X @ coef_.T + intercept_`` (for two classes: 0 and ``X @ coef_[0] + intercept_[0]``), the
@@ -126,9 +107,6 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
            [0.  , 0.44, 0.56]])
     """
 
-    classes_: Array
-    coef_: Vector
-    intercept_: Vector
     n_iter_: int
     loss_curve_: list[float]
     converged_: bool
@@ -184,8 +162,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         sklearn.exceptions.ConvergenceWarning
             If `tol` was not reached.
         """
-        with _untouched_on_error(self):
-            self._check_parameters()
+        with untouched_on_error(self):
+            check_parameters(self)
             names_before = getattr(self, "feature_names_in_", None)
             classes, source, weight = rows_to_learn(self, X, y, sample_weight)
             objective = Objective.of(
@@ -213,73 +191,11 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                 )
             if not solution.converged:
                 warnings.warn(self._shortfall(solution), ConvergenceWarning, stacklevel=2)
-            self._store(classes, solution)
+            self._learn(classes, solution.x)
+            self.n_iter_ = solution.n_iter
+            self.loss_curve_ = solution.values
+            self.converged_ = solution.converged
         return self
-
-    def decision_function(self, X: Any) -> Array:
-        """Return the logits: of the second class, shape (rows,), if there are two; else (rows, classes).
-
-        They have the dtype of X, float32 or float64.
-        """
-        if is_dask(X):
-            return self._by_chunk("decision_function", X)
-        check_is_fitted(self)
-        X = validate_data(self, X, accept_sparse="csr", dtype=(np.float64, np.float32), reset=False)
-        logits: Array = X @ self.coef_.T.astype(X.dtype) + self.intercept_.astype(X.dtype)
-        if logits.shape[1] == 1:
-            logits = logits[:, 0]
-        return logits
-
-    def predict(self, X: Any) -> Array:
-        """Return the label of the most probable class of each row, shape (rows,)."""
-        if is_dask(X):
-            return self._by_chunk("predict", X)
-        logits = self.decision_function(X)
-        codes = (logits > 0).astype(np.intp) if logits.ndim == 1 else logits.argmax(axis=1)
-        labels: Array = self.classes_[codes]
-        return labels
-
-    def predict_proba(self, X: Any) -> Array:
-        """Return the probability of each class, in the order of `classes_`, shape (rows, classes)."""
-        if is_dask(X):
-            return self._by_chunk("predict_proba", X)
-        probabilities: Array = softmax(self._logits(X), axis=1)
-        return probabilities
-
-    def predict_log_proba(self, X: Any) -> Array:
-        """Return the logarithm of `predict_proba`; finite where a probability is too small for its dtype."""
-        if is_dask(X):
-            return self._by_chunk("predict_log_proba", X)
-        log_probabilities: Array = log_softmax(self._logits(X), axis=1)
-        return log_probabilities
-
-    def __sklearn_tags__(self) -> Any:
-        """Tell scikit-learn that X may be sparse."""
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        return tags
-
-    def _by_chunk(self, method: str, X: Any) -> Array:
-        """Return what a method makes of the rows of Dask's arrays and tables, lazily."""
-        from softmaxloss.dask_predict import predicted
-
-        lazy: Array = predicted(self, method, X)
-        return lazy
-
-    def _logits(self, X: Any) -> Array:
-        """Return one logit for each class."""
-        logits = self.decision_function(X)
-        return np.column_stack([np.zeros_like(logits), logits]) if logits.ndim == 1 else logits
-
-    def _check_parameters(self) -> None:
-        """Refuse a parameter out of its range, before anything is computed."""
-        for name, kinds, is_in_range, expected in _RANGES:
-            value = getattr(self, name)
-            is_of_kind = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-            if not (is_of_kind and is_in_range(value)):
-                raise ValueError(f"{name}={value!r} was given: set {name} to {expected}")
-        if not isinstance(self.checkpoint, str | os.PathLike | None):
-            raise ValueError(f"checkpoint={self.checkpoint!r} was given: set checkpoint to a path, or None for none")
 
     def _identity(self, objective: Objective, start: Vector | None) -> dict[str, Any]:
         """Return what tells this fit from others, for its checkpoint."""
@@ -299,19 +215,6 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             and np.array_equal(names_before, names)
         )
 
-    def _store(self, classes: Array, solution: Solution) -> None:
-        """Set the attributes that `fit` learns."""
-        parameters = solution.x.reshape(-1, self.n_features_in_ + 1)
-        intercept = parameters[:, -1].copy()
-        if self.fit_intercept and len(classes) > 2:
-            intercept -= intercept.mean()  # softmax does not see a constant added to every logit
-        self.classes_ = classes
-        self.coef_ = parameters[:, :-1].copy()
-        self.intercept_ = intercept
-        self.n_iter_ = solution.n_iter
-        self.loss_curve_ = solution.values
-        self.converged_ = solution.converged
-
     def _shortfall(self, solution: Solution) -> str:
         """Say why the solver stopped short of `tol`, how far it came, and what may help."""
         reached = f"with max |gradient| = {solution.gradient_norm:.2e}, above tol={float(self.tol):g}"
@@ -321,14 +224,3 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             f"SoftmaxClassifier stopped after {solution.n_iter} iterations, where rounding hides any further "
             f"improvement, {reached}: give X as float64, scale its features, or raise tol"
         )
-
-
-@contextmanager
-def _untouched_on_error(estimator: BaseEstimator) -> Iterator[None]:
-    """Give the estimator its attributes back if the body raises, Ctrl-C included."""
-    before = dict(vars(estimator))
-    try:
-        yield
-    except BaseException:
-        estimator.__dict__ = before
-        raise
