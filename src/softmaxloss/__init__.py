@@ -18,6 +18,7 @@ from softmaxloss.runtime import get_num_threads, set_num_threads, show_config
 if TYPE_CHECKING:
     from softmaxloss.calibration import fit_temperature
     from softmaxloss.classifier import SoftmaxClassifier
+    from softmaxloss.classifier_cv import SoftmaxClassifierCV
     from softmaxloss.comparison import Comparison, compare
     from softmaxloss.evaluation import Evaluation, evaluate
 
@@ -30,6 +31,7 @@ __all__ = [
     "LinearGrad",
     "RowStatistics",
     "SoftmaxClassifier",
+    "SoftmaxClassifierCV",
     "__version__",
     "compare",
     "cross_entropy",
@@ -52,6 +54,7 @@ __all__ = [
 
 _LAZY = {
     "SoftmaxClassifier": "softmaxloss.classifier",  # imports scikit-learn
+    "SoftmaxClassifierCV": "softmaxloss.classifier_cv",
     "Comparison": "softmaxloss.comparison",  # imports scipy, when it compares
     "compare": "softmaxloss.comparison",
     "Evaluation": "softmaxloss.evaluation",

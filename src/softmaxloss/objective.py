@@ -1,6 +1,8 @@
 """The objective of SoftmaxClassifier, its gradient, and the variables in which it is well scaled."""
 
+import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -97,6 +99,12 @@ class Objective:
             label_smoothing=self.label_smoothing,
         )
 
+    def with_penalty(self, penalty: float) -> "Objective":
+        """Return the objective of the same rows, of which it knows as much, with another penalty."""
+        other = copy.copy(self)
+        other.penalty = penalty
+        return other
+
     def centred_and_scaled(self) -> "CentredAndScaled":
         r"""Return variables in which the objective's curvature is about one in every direction of an axis.
 
@@ -108,17 +116,17 @@ class Objective:
         .. [1] D. Boehning, "Multinomial logistic regression algorithm", Ann. Inst. Statist. Math. 44, 1992.
         """
         bound = 0.5 * (1.0 - 1.0 / self.n_classes)
-        mean, variance = self._moments()
+        mean, variance = self._moments
         if not self.fit_intercept:
-            variance += mean**2
-            mean[:] = 0.0
+            mean, variance = np.zeros_like(mean), variance + mean**2
         # A feature without variance says nothing: its scale 0 holds its coefficient at 0, which is the optimum.
         curvature = bound * variance + self.penalty
         scale = np.divide(1.0, np.sqrt(curvature), out=np.zeros_like(curvature), where=variance > 0)
         return CentredAndScaled(mean, scale, bound**-0.5 if self.fit_intercept else 0.0)
 
+    @cached_property
     def _moments(self) -> tuple[Vector, Vector]:
-        """Return each feature's weighted mean and variance; the variance of a constant one is exactly 0."""
+        """Each feature's weighted mean and variance; the variance of a constant one is exactly 0."""
         # Distances from a row that counts: zeros for a constant feature, no cancellation for a large mean.
         origin = self.source.first_row()
         (shift,) = self.source.total(weighted_sum, origin, 1)

@@ -96,61 +96,83 @@ class LocalRows:
     """
 
     def __init__(self, rows: Rows) -> None:
-        self._rows = rows
+        self.rows = rows
         self.n_rows, self.n_features = rows.X.shape
         self.dtype: np.dtype[Any] = rows.X.dtype
         self.is_sparse = rows.is_sparse
 
     def total(self, function: Callable[..., Sums], *arguments: Any) -> Sums:
         """See `RowSource`."""
-        threads = min(get_num_threads(), self.n_rows)
-        stored = self._rows.X.nnz if self.is_sparse else self.n_rows * self.n_features
-        if threads == 1 or stored < _WORTH_THREADS:
-            return function(self._rows, *arguments)
+        threads = 1 if LoneThreads.has_this_one() else min(get_num_threads(), self.n_rows)
+        if threads == 1 or not self.use_threads:
+            return function(self.rows, *arguments)
         parts = threads if self.is_sparse else threads * _PARTS_PER_THREAD
         bounds = [self.n_rows * k // parts for k in range(parts + 1)]
 
         def of_part(k: int) -> Sums:
-            return function(self._rows.part(slice(bounds[k], bounds[k + 1])), *arguments)
+            return function(self.rows.part(slice(bounds[k], bounds[k + 1])), *arguments)
 
         with blas.on_one_thread(), LoneThreads(threads) as pool:
             return add(pool.map(of_part, range(parts)))
 
+    @property
+    def use_threads(self) -> bool:
+        """Whether there is enough to multiply for several threads."""
+        stored: int = self.rows.X.nnz if self.is_sparse else self.n_rows * self.n_features
+        return stored >= _WORTH_THREADS
+
+    def part(self, chosen: npt.NDArray[np.intp]) -> tuple["LocalRows", float]:
+        """Return the rows of these numbers, with weights whose mean is 1 again, and what they weigh here together."""
+        X, codes, weights = self.rows.X[chosen], self.rows.codes[chosen], self.rows.weights[chosen]
+        weight = float(weights.sum())
+        return LocalRows(Rows(X, codes, weights * (len(weights) / weight if weight > 0 else 1.0))), weight
+
     def sample(self, count: int) -> Rows:
         """See `RowSource`."""
         if count >= self.n_rows:
-            return self._rows
+            return self.rows
         chosen = spread(self.n_rows, count)
-        X = self._rows.X[chosen]
-        return Rows(X, self._rows.codes[chosen], self._rows.weights[chosen])
+        X = self.rows.X[chosen]
+        return Rows(X, self.rows.codes[chosen], self.rows.weights[chosen])
 
     def first_row(self) -> Vector:
         """See `RowSource`."""
-        first = int(np.argmax(self._rows.weights > 0))
-        row: Vector = self._rows.part(slice(first, first + 1)).dense[0].astype(np.float64)
+        first = int(np.argmax(self.rows.weights > 0))
+        row: Vector = self.rows.part(slice(first, first + 1)).dense[0].astype(np.float64)
         return row
 
     def identity(self) -> dict[str, Any]:
         """See `RowSource`: shape, dtype, total weight, and a hash of some runs of rows, their labels and weights."""
         digest = hashlib.sha256()
         for start in sorted({self.n_rows * run // _RUNS for run in range(_RUNS)}):
-            X, codes, weights = self._rows.part(slice(start, start + _RUN_ROWS))
+            X, codes, weights = self.rows.part(slice(start, start + _RUN_ROWS))
             features = (X.data, X.indices, X.indptr) if self.is_sparse else (X,)
             for array in (*features, codes.astype(np.int64), weights):
                 digest.update(np.ascontiguousarray(array).tobytes())
         return {
             "shape of X": [self.n_rows, self.n_features],
             "dtype of X": str(self.dtype),
-            "total weight": float(self._rows.weights.sum()),
+            "total weight": float(self.rows.weights.sum()),
             "rows": digest.hexdigest(),
         }
 
 
 class LoneThreads(ThreadPoolExecutor):
-    """Threads whose kernels start no others."""
+    """Threads whose kernels, and sums over rows, start no others."""
+
+    _here = threading.local()
 
     def __init__(self, count: int) -> None:
-        super().__init__(count, initializer=_native.work_alone)
+        super().__init__(count, initializer=self._begin)
+
+    @classmethod
+    def has_this_one(cls) -> bool:
+        """Tell whether the calling thread is of such a pool."""
+        return getattr(cls._here, "is_lone", False)
+
+    def _begin(self) -> None:
+        self._here.is_lone = True
+        _native.work_alone()
 
 
 class _Blas:
