@@ -13,7 +13,7 @@ from softmaxloss.preconditioner import (
     hessian_rows,
     kronecker_rows,
 )
-from softmaxloss.rows import Rows
+from softmaxloss.rows import Rows, blas
 from softmaxloss.solver import Iteration, Map, Solution, minimize
 
 Vector = npt.NDArray[np.float64]
@@ -35,23 +35,24 @@ def solve(
     checkpoint: Checkpoint | None = None,
 ) -> Solution:
     """Minimise the objective from `start`, or from 0 by way of a sample of the rows, or from a checkpoint."""
-    state = None if checkpoint is None else checkpoint.load()
-    variables = objective.centred_and_scaled()
-    if state is not None:
-        start = state.current.x
-    elif start is None:
-        start = _start(objective, variables, tol)
-    return minimize(
-        objective.value_and_gradient,
-        start,
-        tol=tol,
-        max_iter=max_iter,
-        variables=variables,
-        preconditioner=_preconditioner(objective, variables),
-        on_iteration=on_iteration,
-        state=state,
-        on_state=None if checkpoint is None else checkpoint.save,
-    )
+    with blas.on_one_thread():  # rows have threads of their own; a BLAS's crawl where others use the processors
+        state = None if checkpoint is None else checkpoint.load()
+        variables = objective.centred_and_scaled()
+        if state is not None:
+            start = state.current.x
+        elif start is None:
+            start = _start(objective, variables, tol)
+        return minimize(
+            objective.value_and_gradient,
+            start,
+            tol=tol,
+            max_iter=max_iter,
+            variables=variables,
+            preconditioner=_preconditioner(objective, variables),
+            on_iteration=on_iteration,
+            state=state,
+            on_state=None if checkpoint is None else checkpoint.save,
+        )
 
 
 def _start(objective: Objective, variables: CentredAndScaled, tol: float) -> Vector:
