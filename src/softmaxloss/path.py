@@ -119,7 +119,7 @@ class PathCheckpoint:
     def load(self) -> list[Solution]:
         """Return the solutions found so far; none without a file."""
         try:
-            with np.load(self.path, allow_pickle=False) as file:
+            with self.path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 facts = json.loads(str(file["facts"]))
                 points = file["points"]
         except FileNotFoundError:
