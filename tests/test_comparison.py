@@ -73,8 +73,12 @@ def test_bootstrap_agrees_with_the_standard_error():
     assert high - low == pytest.approx(2 * 1.96 * found.standard_error, rel=0.12)
     assert low < found.difference < high < 0
     assert found.p_value == pytest.approx(2 / 2001)
-    low, high = compare(a, b, labels, level=0.5).interval
+    half = compare(a, b, labels, level=0.5)
+    low, high = half.interval
     assert high - low == pytest.approx(2 * 0.6745 * found.standard_error, rel=0.15)
+    assert (found.level, half.level, half.to_dict()["level"]) == (0.95, 0.5, 0.5)
+    assert "(95 % interval" in str(found)
+    assert "(50 % interval" in str(half)
 
 
 def test_p_value_where_chance_is_all():

@@ -2,6 +2,7 @@
 
 # ruff: noqa: RUF001 (dashes, minus signs and Chinese are what they seem)
 
+import dataclasses
 import html
 import json
 import re
@@ -151,6 +152,8 @@ def test_a_comparison_alone(written):
     assert list(figures) == ["interval", "differences", "rows"]
     assert "B has the smaller loss" in page.text
     assert f"+{found.difference:.4f}" in page.text
+    assert "95% interval" in page.text
+    assert "99.9% interval" in written(dataclasses.replace(found, level=0.999)).text
     assert figures["interval"]["interval"] == pytest.approx(found.interval, rel=1e-6)
     order = np.argsort(-np.abs(found.class_difference))
     np.testing.assert_allclose(figures["differences"]["values"], found.class_difference[order], rtol=1e-6)

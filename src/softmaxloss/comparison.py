@@ -152,6 +152,8 @@ class Comparison:
         Weighted mean of each row's loss in A less that in B: above 0 where B is the better.
     interval : tuple of two floats
         Its confidence interval, quantiles of a bootstrap of rows, or of groups where they were given.
+    level : float
+        The probability with which that interval is to hold the true difference.
     p_value : float
         Of the same bootstrap: twice the fraction of replicates on the other side of 0, at most 1. It cannot fall
         below 2 / (replicates + 1).
@@ -189,6 +191,7 @@ class Comparison:
 
     difference: float
     interval: tuple[float, float]
+    level: float
     p_value: float
     standard_error: float
     t_statistic: float
@@ -342,6 +345,7 @@ class _Paired:
         return Comparison(
             difference=difference,
             interval=percentile_interval(means, level),
+            level=level,
             p_value=_two_sided(means),
             standard_error=error,
             t_statistic=t,

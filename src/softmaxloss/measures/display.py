@@ -169,7 +169,7 @@ def _comparison_headline(found: Comparison) -> list[tuple[str, str]]:
     low, high = found.interval
     more = (
         ("loss of A, of B", f"{found.loss_a:.6g}, {found.loss_b:.6g}"),
-        ("difference A - B", f"{found.difference:+.6g} (95 % interval {low:+.6g} to {high:+.6g})"),
+        ("difference A - B", f"{found.difference:+.6g} ({100 * found.level:.4g} % interval {low:+.6g} to {high:+.6g})"),
         ("p-value", f"{found.p_value:.4g} (bootstrap)"),
         ("t statistic", f"{found.t_statistic:.4g} (p-value {found.t_p_value:.4g})"),
         ("accuracy of A, of B", f"{_percent(found.accuracy_a)}, {_percent(found.accuracy_b)}"),

@@ -72,7 +72,7 @@ def warnings(found: Comparison) -> list[Say]:
 
 def tiles(found: Comparison) -> list[Tile]:
     """Return the headline numbers."""
-    interval = interval_note(found.interval, signed, "confidence_interval")
+    interval = interval_note(found.interval, signed, found.level)
     p = p_value(found.t_p_value)
     note_t = Say("note_t", {"p": p if p.startswith("<") else f"=\u00a0{p}"})
     return [

@@ -99,11 +99,12 @@ def tiles(found: Evaluation) -> list[Tile]:
 
 
 def interval_note(
-    interval: tuple[float, float], written: Callable[[float], str] = number, key: str = "interval"
+    interval: tuple[float, float], written: Callable[[float], str] = number, level: float = 0.95
 ) -> list[Say]:
     """Say an interval, where there is one."""
     low, high = interval
-    return [Say(key, {"low": written(low), "high": written(high)})] if math.isfinite(low + high) else []
+    said = {"level": f"{100 * level:.4g}", "low": written(low), "high": written(high)}
+    return [Say("interval", said)] if math.isfinite(low + high) else []
 
 
 def rows_tile(n_rows: int, n_scored: int, n_ignored: int, n_nonfinite: int) -> Tile:
