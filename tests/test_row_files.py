@@ -5,6 +5,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sklearn.exceptions import NotFittedError
 
 import softmaxloss as sl
 from softmaxloss.data import row_files
@@ -143,16 +144,66 @@ def test_missing_values_are_refused_and_the_estimator_stays_as_it_was(tmp_path, 
     before = dict(vars(classifier))
     X[700, 2] = np.nan
     files, labels = open_parquet(write(tmp_path, X, y), target="y")
-    with pytest.raises(ValueError, match="X holds nan in row 700, feature 2"):
+    with pytest.raises(ValueError, match=r"X holds nan in row 700, feature 2, which is row 34 of .*part-2\.parquet"):
         classifier.fit(files, labels)
     assert vars(classifier) == before
+
+
+@pytest.mark.parametrize("spool", [True, False])
+def test_a_value_damaged_late_in_the_second_file_is_placed_there(tmp_path, drawn, monkeypatch, spool):
+    monkeypatch.setattr(row_files, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(row_files, "_FEWEST_ROWS", 64)
+    X, y = drawn
+    classifier = sl.SoftmaxClassifier().fit(X, y)
+    X[660, 5] = np.inf
+    files, labels = open_parquet(write(tmp_path, X, y), target="y", spool=spool)
+    place = r"row 660, feature 5, which is row 327 of .*part-1\.parquet"
+    for call in (lambda: sl.SoftmaxClassifier().fit(files, labels), lambda: classifier.predict(files)):
+        with pytest.raises(DataError, match=place):
+            call()
+    some = np.arange(600, 700)
+    with pytest.raises(DataError, match=r"row 60, feature 5, which is row 327 of .*part-1\.parquet"):
+        sl.SoftmaxClassifier().fit(files.only(some), labels[some])
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "predict_log_proba", "decision_function", "score"])
+def test_predictions_of_files_are_those_of_arrays_and_hold_a_block(tmp_path, drawn, monkeypatch, method, classes):
+    monkeypatch.setattr(row_files, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(row_files, "_FEWEST_ROWS", 64)
+    X, y = drawn
+    names = np.array(["a", "b", "long"])[np.minimum(y, classes - 1)]
+    files, labels = open_parquet(write(tmp_path, X, names), target="y")
+    classifier = sl.SoftmaxClassifier().fit(X, names)
+
+    def whole(self, *_, **__):
+        raise AssertionError("all rows were read at once")
+
+    monkeypatch.setattr(row_files.RowFiles, "__array__", whole)
+    answers = [getattr(classifier, method)(rows, *([labels] * (method == "score"))) for rows in (files, X)]
+    if method in ("predict", "score"):
+        np.testing.assert_array_equal(*answers)
+    else:
+        np.testing.assert_allclose(*answers, rtol=1e-12)
+        assert answers[0].dtype == answers[1].dtype
+
+
+def test_predictions_that_cannot_be_made(tmp_path, drawn):
+    X, y = drawn
+    files, _ = open_parquet(write(tmp_path, X, y), target="y")
+    with pytest.raises(NotFittedError):
+        sl.SoftmaxClassifier().predict(files)
+    with pytest.raises(ValueError, match="expecting 5 features"):
+        sl.SoftmaxClassifier().fit(X[:, 1:], y).predict(files)
+    with pytest.raises(ValueError, match="has no rows"):
+        sl.SoftmaxClassifier().fit(X, y).predict(files.only(np.array([], dtype=int)))
 
 
 def test_lists_of_other_lengths(tmp_path):
     table = pa.table({"e": [[1.0, 2.0], [3.0], [4.0, 5.0, 6.0]], "y": [0, 1, 0]})
     pq.write_table(table, tmp_path / "a.parquet")
     files, labels = open_parquet(tmp_path / "a.parquet", target="y")
-    with pytest.raises(DataError, match="'e' holds lists that are missing or not of 2 numbers"):
+    with pytest.raises(DataError, match=r"a\.parquet: column 'e' holds at row 2 a list that is missing or not of 2"):
         sl.SoftmaxClassifier().fit(files, labels)
 
 

@@ -1,14 +1,17 @@
 """Rows to learn from that lie in files: read in blocks at each pass, by several threads."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from softmaxloss.data.files import DataError
-from softmaxloss.data.row_files import RowFiles, RowGroup
+from softmaxloss.data.parquet_files import RowGroup
+from softmaxloss.data.row_files import RowFiles
+from softmaxloss.data.spool import NoRoomError, SpooledRows
 from softmaxloss.rows import LoneThreads, Rows, Sums, Vector, add, blas, spread
 from softmaxloss.runtime import get_num_threads
 from softmaxloss.sources import Learnable, encode, row_weights
@@ -25,7 +28,7 @@ class FileRows:
 
     is_sparse = False
 
-    def __init__(self, files: RowFiles, codes: npt.NDArray[np.integer[Any]], weights: Vector) -> None:
+    def __init__(self, files: RowFiles | SpooledRows, codes: npt.NDArray[np.integer[Any]], weights: Vector) -> None:
         self._files, self._codes, self._weights = files, codes, weights
         self.n_rows, self.n_features = files.shape
         self.dtype = files.dtype
@@ -36,12 +39,7 @@ class FileRows:
         def of_group(group: RowGroup) -> Sums:
             return add(function(self._rows(start, X), *arguments) for start, X in self._files.blocks(group))
 
-        groups = self._files.groups
-        threads = min(get_num_threads(), len(groups))
-        if threads == 1:
-            return add(map(of_group, groups))
-        with blas.on_one_thread(), LoneThreads(threads) as pool:
-            return add(pool.map(of_group, groups))
+        return add(_of_each(self._files.groups, of_group))
 
     def sample(self, count: int) -> Rows:
         """See `RowSource`."""
@@ -50,8 +48,8 @@ class FileRows:
 
     def first_row(self) -> Vector:
         """See `RowSource`."""
-        row = int(np.argmax(self._weights > 0))
-        features: Vector = self._files[row : row + 1][0].astype(np.float64)
+        row = np.array([np.argmax(self._weights > 0)])
+        features: Vector = self._files.read(row)[0].astype(np.float64)
         return features
 
     def identity(self) -> dict[str, Any]:
@@ -91,7 +89,7 @@ def rows_of_files(estimator: Any, X: RowFiles, y: Any, sample_weight: Any) -> Le
         raise ValueError(f"y has shape {y.shape} and X {len(X)} rows: give one label for each row")
     classes, codes = encode(y)
     weights = row_weights(sample_weight, estimator.class_weight, classes, codes)
-    source = FileRows(X, codes, weights / weights.mean())
+    source = FileRows(_spooled(X) if X.spool else X, codes, weights / weights.mean())
     (bad,) = source.total(_count_missing)
     if bad:
         raise _missing(X)
@@ -99,6 +97,60 @@ def rows_of_files(estimator: Any, X: RowFiles, y: Any, sample_weight: Any) -> Le
     if hasattr(estimator, "feature_names_in_"):
         del estimator.feature_names_in_
     return Learnable(classes, source, float(weights.sum()))
+
+
+def predicted_of_files(estimator: Any, method: str, X: RowFiles) -> npt.NDArray[Any]:
+    """Return what a method of a fitted estimator makes of rows in files, of which a block is in memory at a time.
+
+    A block's matrix product may round otherwise than that of all rows at once, in the last bits.
+
+    Raises
+    ------
+    ValueError
+        As for arrays, of no rows, of another number of features, or of features that are missing or infinite.
+    """
+    if not len(X):
+        raise ValueError(f"X has no rows, in {X!r}: there is nothing to predict")
+    found: npt.NDArray[Any] | None = None
+    for start, block in X.blocks():
+        try:
+            of_block = getattr(estimator, method)(block)
+        except ValueError:
+            if np.isfinite(block).all():
+                raise
+            raise _missing_in(X, start, block) from None
+        if found is None:
+            found = np.empty((len(X), *of_block.shape[1:]), of_block.dtype)
+        found[start : start + len(block)] = of_block
+    return np.asarray(found)
+
+
+def _spooled(X: RowFiles) -> RowFiles | SpooledRows:
+    """Return rows decoded into a temporary file; as they are where it has no room."""
+    try:
+        rows = SpooledRows(X)
+    except NoRoomError:
+        return X
+    try:
+        for _ in _of_each(rows.groups, rows.keep):
+            pass
+        rows.seal()
+    except BaseException as error:
+        rows.close()
+        if isinstance(error, NoRoomError):
+            return X
+        raise
+    return rows
+
+
+def _of_each(groups: list[RowGroup], function: Callable[[RowGroup], Any]) -> Iterator[Any]:
+    """Yield what a function makes of each group, in order, as several threads compute it."""
+    threads = min(get_num_threads(), len(groups))
+    if threads == 1:
+        yield from map(function, groups)
+        return
+    with blas.on_one_thread(), LoneThreads(threads) as pool, closing(pool.map(function, groups)) as results:  # type: ignore[type-var]
+        yield from results
 
 
 def _count_missing(rows: Rows) -> Sums:
@@ -109,9 +161,14 @@ def _missing(X: RowFiles) -> ValueError:
     """Say where the first number is that is missing or infinite."""
     for start, block in X.blocks():
         if not np.isfinite(block).all():
-            row, feature = np.argwhere(~np.isfinite(block))[0]
-            return DataError(
-                f"X holds {block[row, feature]} in row {start + row}, feature {feature}: fill in what is missing, and "
-                "leave out what is infinite"
-            )
+            return _missing_in(X, start, block)
     return DataError("X changed while it was read")
+
+
+def _missing_in(X: RowFiles, start: int, block: npt.NDArray[Any]) -> ValueError:
+    row, feature = np.argwhere(~np.isfinite(block))[0]
+    path, within = X.place(start + int(row))
+    return DataError(
+        f"X holds {block[row, feature]} in row {start + row}, feature {feature}, which is row {within + 1} of {path}: "
+        "fill in what is missing, and leave out what is infinite"
+    )

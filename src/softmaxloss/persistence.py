@@ -16,7 +16,15 @@ from softmaxloss.data.files import DataError, check_input, listed, one_line, rep
 if TYPE_CHECKING:
     from softmaxloss.classifier import SoftmaxClassifier
 
-__all__ = ["TRUSTED_TYPES", "Model", "build_pipeline", "load_model", "save_model", "unseen_categories"]
+__all__ = [
+    "TRUSTED_TYPES",
+    "Model",
+    "UnseenCategories",
+    "build_pipeline",
+    "load_model",
+    "save_model",
+    "unseen_categories",
+]
 
 # The only types that a model file may hold beyond those of scikit-learn and NumPy that skops itself trusts.
 TRUSTED_TYPES = (
@@ -120,21 +128,48 @@ def unseen_categories(model: Model, features: Any) -> list[str]:
     list of str
         A sentence for each column that has such rows.
     """
-    if not model.layout.text:
-        return []
-    encoder = model.pipeline[0].named_transformers_["text"]
-    notes = []
-    for name, categories in zip(model.layout.text, encoder.categories_, strict=True):
-        values = features[name]
-        unseen = values[~values.isin(categories)]
-        if len(unseen):
+    unseen = UnseenCategories(model)
+    unseen.count(features)
+    return unseen.notes()
+
+
+class UnseenCategories:
+    """Counts, over blocks of rows, what `unseen_categories` tells.
+
+    Parameters
+    ----------
+    model : Model
+        A fitted model.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._text = model.layout.text
+        self._known = model.pipeline[0].named_transformers_["text"].categories_ if self._text else []
+        self._counts = dict.fromkeys(self._text, 0)
+        self._examples: dict[str, str] = {}
+        self._rows = 0
+
+    def count(self, features: Any) -> None:
+        """Look at some rows."""
+        if not self._text:
+            return
+        self._rows += len(features)
+        for name, categories in zip(self._text, self._known, strict=True):
+            values = features[name]
+            unseen = values[~values.isin(categories)]
+            self._counts[name] += len(unseen)
             written = unseen.dropna()
-            example = repr(written.iloc[0]) if len(written) else "that of no value"
-            notes.append(
-                f"column {name!r}: {len(unseen)} of {len(values)} rows hold a category that training did not see, "
-                f"such as {example}"
-            )
-    return notes
+            if len(written):
+                self._examples.setdefault(name, repr(written.iloc[0]))
+
+    def notes(self) -> list[str]:
+        """Return a sentence for each column that has such rows."""
+        return [
+            f"column {name!r}: {count} of {self._rows} rows hold a category that training did not see, such as "
+            f"{self._examples.get(name, 'that of no value')}"
+            for name, count in self._counts.items()
+            if count
+        ]
 
 
 def save_model(path: Path, model: Model) -> None:

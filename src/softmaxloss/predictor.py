@@ -9,6 +9,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from softmaxloss.backends import is_dask
 from softmaxloss.functional import log_softmax, softmax
+from softmaxloss.sources import is_row_files
 
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
@@ -27,7 +28,7 @@ class SoftmaxPredictor(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
 
         They have the dtype of X, float32 or float64.
         """
-        if is_dask(X):
+        if _is_in_parts(X):
             return self._by_chunk("decision_function", X)
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse="csr", dtype=(np.float64, np.float32), reset=False)
@@ -38,7 +39,7 @@ class SoftmaxPredictor(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
 
     def predict(self, X: Any) -> Array:
         """Return the label of the most probable class of each row, shape (rows,)."""
-        if is_dask(X):
+        if _is_in_parts(X):
             return self._by_chunk("predict", X)
         logits = self.decision_function(X)
         codes = (logits > 0).astype(np.intp) if logits.ndim == 1 else logits.argmax(axis=1)
@@ -47,14 +48,14 @@ class SoftmaxPredictor(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
 
     def predict_proba(self, X: Any) -> Array:
         """Return the probability of each class, in the order of `classes_`, shape (rows, classes)."""
-        if is_dask(X):
+        if _is_in_parts(X):
             return self._by_chunk("predict_proba", X)
         probabilities: Array = softmax(self._logits(X), axis=1)
         return probabilities
 
     def predict_log_proba(self, X: Any) -> Array:
         """Return the logarithm of `predict_proba`; finite where a probability is too small for its dtype."""
-        if is_dask(X):
+        if _is_in_parts(X):
             return self._by_chunk("predict_log_proba", X)
         log_probabilities: Array = log_softmax(self._logits(X), axis=1)
         return log_probabilities
@@ -66,7 +67,11 @@ class SoftmaxPredictor(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         return tags
 
     def _by_chunk(self, method: str, X: Any) -> Array:
-        """Return what a method makes of the rows of Dask's arrays and tables, lazily."""
+        """Return what a method makes of rows in parts: lazily of Dask's arrays and tables, block by block of files."""
+        if is_row_files(X):
+            from softmaxloss.file_rows import predicted_of_files
+
+            return predicted_of_files(self, method, X)
         from softmaxloss.dask_predict import predicted
 
         lazy: Array = predicted(self, method, X)
@@ -86,3 +91,8 @@ class SoftmaxPredictor(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         self.classes_ = classes
         self.coef_ = matrix[:, :-1].copy()
         self.intercept_ = intercept
+
+
+def _is_in_parts(X: Any) -> bool:
+    """Tell whether the rows are not all in memory, but in chunks of Dask's or in files."""
+    return is_dask(X) or is_row_files(X)

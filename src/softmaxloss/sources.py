@@ -44,7 +44,7 @@ def rows_to_learn(estimator: Any, X: Any, y: Any, sample_weight: Any) -> Learnab
         from softmaxloss.dask_rows import rows_of_dask
 
         return rows_of_dask(estimator, X, y, sample_weight)
-    if _is_row_files(X):
+    if is_row_files(X):
         from softmaxloss.file_rows import rows_of_files
 
         return rows_of_files(estimator, X, y, sample_weight)
@@ -54,7 +54,7 @@ def rows_to_learn(estimator: Any, X: Any, y: Any, sample_weight: Any) -> Learnab
     return Learnable(classes, LocalRows(Rows(X, codes, weights / weights.mean())), float(weights.sum()))
 
 
-def _is_row_files(X: Any) -> bool:
+def is_row_files(X: Any) -> bool:
     """Tell whether X lies in files, without importing what reads them."""
     return type(X).__module__ == "softmaxloss.data.row_files"
 

@@ -17,25 +17,28 @@ def predict(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where to save: a .csv, .parquet, .npz or .npy file.")],
 ) -> None:
     """Predict each class's probability, and the most probable class."""
-    from softmaxloss.data.datasets import DIGITS, is_many_files, read_features
+    from softmaxloss.data.datasets import DIGITS, is_many_files
     from softmaxloss.data.files import check_output, known_suffix
-    from softmaxloss.data.scores import PREDICTION_SUFFIXES, check_predictions, write_predictions
-    from softmaxloss.persistence import load_model, unseen_categories
+    from softmaxloss.data.predictions import write_prediction_blocks
+    from softmaxloss.data.scores import PREDICTION_SUFFIXES, check_predictions
+    from softmaxloss.persistence import load_model
 
     known_suffix(out, PREDICTION_SUFFIXES)
-    check_output(out, inputs=[model, *([] if data == DIGITS else [Path(data)])])
+    inputs = [] if data == DIGITS else [Path(data)]
+    if is_many_files(data):
+        from softmaxloss.data.parquet_files import parquet_paths
+
+        inputs = parquet_paths(data)
+    check_output(out, inputs=[model, *inputs])
     loaded = load_model(model)
     classes = loaded.classifier.classes_
     check_predictions(out, [str(name) for name in classes])
-    if is_many_files(data):
-        from softmaxloss.file_training import open_features, predict_files
 
-        probabilities = predict_files(loaded, open_features(data, loaded))
-    else:
-        features = read_features(data, loaded.layout)
-        for note in unseen_categories(loaded, features):
-            say(f"note: {note}")
-        with naming(data):
-            probabilities = loaded.pipeline.predict_proba(features)
-    write_predictions(out, probabilities, classes, classes[probabilities.argmax(axis=1)])
-    typer.echo(f"saved {out}: {len(probabilities)} rows, {len(classes)} classes of {loaded.target!r}")
+    from softmaxloss.file_prediction import Predictions
+
+    predictions = Predictions(loaded, data)
+    with naming(data):
+        write_prediction_blocks(out, predictions.blocks(), predictions.rows, classes)
+    for note in predictions.notes():
+        say(f"note: {note}")
+    typer.echo(f"saved {out}: {predictions.rows} rows, {len(classes)} classes of {loaded.target!r}")

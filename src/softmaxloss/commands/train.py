@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softmaxloss import __version__
-from softmaxloss.commands.app import fraction, naming, positive
+from softmaxloss.commands.app import check_target, fraction, naming, positive
 from softmaxloss.report.options import LanguageOption, ReportOption, check_report_options, save_report
 from softmaxloss.streams import say
 
@@ -42,13 +42,19 @@ def train(
         str,
         typer.Argument(
             metavar="DATA",
-            help="[b]digits[/b] (built in), a .csv, .parquet, .npz or .svmlight file, or a folder or quoted pattern of "
-            ".parquet files, which may be larger than memory.",
+            help="[b]digits[/b] (built in), a .csv, .parquet, .npz or .svmlight file; or, larger than memory, a .npy "
+            "file with --labels, or a folder or quoted pattern of .parquet files.",
         ),
     ],
     target: Annotated[
         str | None,
         typer.Option(metavar="COLUMN", help="Column to predict; for .npz the array, [b]y[/b] unless said."),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="For a .npy file, its rows' labels: a .npy, .npz, .csv, .parquet or .txt file."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -98,10 +104,11 @@ def train(
 
     _check_engine(data, engine, scheduler, {"--test-size": test_size, "--seed": seed, "--report": report})
     _check_table_options(data, target, drop, categorical)
+    _check_labels(data, labels, target)
     _check_checkpoint(checkpoint, resume)
     path = out or Path(Path(data).stem.replace("*", "all") + MODEL_SUFFIX)
     known_suffix(path, [MODEL_SUFFIX])
-    inputs = [] if data == DIGITS else [Path(data)]
+    inputs = [*([] if data == DIGITS else [Path(data)]), *([labels] if labels else [])]
     check_output(path, inputs=inputs)
     check_report_options(report, lang, inputs=inputs, outputs=[path, *([checkpoint] if checkpoint else [])])
     settings: dict[str, Any] = {
@@ -119,9 +126,11 @@ def train(
         return
     in_files = _is_streamed(data)
     if in_files:
-        from softmaxloss.file_training import open_training_files, prepare_files
+        from softmaxloss.file_training import open_training_array, open_training_files, prepare_files
 
-        dataset = open_training_files(data, **columns)
+        dataset = (
+            open_training_files(data, **columns) if labels is None else open_training_array(Path(data), labels, target)
+        )
     else:
         dataset = read_training_data(data, **columns)
     train_rows, test_rows, notes = split_rows(dataset, 0.2 if test_size is None else test_size, seed or 0)
@@ -171,11 +180,11 @@ def _train_on_dask(
 
 def _is_streamed(data: str) -> bool:
     """Tell whether rows are to be read from files as they are needed."""
-    from softmaxloss.data.datasets import is_many_files
+    from softmaxloss.data.datasets import is_array, is_many_files
 
     path = Path(data)
     is_large = path.suffix.lower() == ".parquet" and path.is_file() and path.stat().st_size > STREAMED_BYTES
-    return is_large or is_many_files(data)
+    return is_large or is_array(data) or is_many_files(data)
 
 
 def _check_engine(data: str, engine: Engine, scheduler: str | None, of_test_rows: dict[str, object]) -> None:
@@ -202,6 +211,18 @@ def _check_table_options(data: str, target: str | None, drop: Any, categorical: 
     for option, given in (("--drop", drop), ("--categorical", categorical)):
         if given and not is_table(data):
             raise typer.BadParameter(f"{data} has no named columns; leave it out.", param_hint=f"'{option}'")
+
+
+def _check_labels(data: str, labels: Path | None, target: str | None) -> None:
+    """Want a file of labels for a file that has none, and for no other."""
+    from softmaxloss.data.datasets import is_array
+
+    if is_array(data) and labels is None:
+        raise typer.BadParameter(f"{data} holds features only: say which file has the labels.", param_hint="'--labels'")
+    if labels is not None:
+        if not is_array(data):
+            raise typer.BadParameter(f"is for a .npy file, and {data} has its own labels.", param_hint="'--labels'")
+        check_target(labels, target)
 
 
 def _check_checkpoint(checkpoint: Path | None, resume: bool) -> None:

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from softmaxloss.data.arrays import read_array
+from softmaxloss.data.arrays import map_array, read_array
 from softmaxloss.data.classes import as_classes, check_classes
 from softmaxloss.data.columns import Column, ColumnKind
+from softmaxloss.data.extremes import extreme, extreme_value
 from softmaxloss.data.files import DataError, check_input, known_suffix, listed, one_line
 from softmaxloss.data.tables import TABLE_SUFFIXES, Table, read_table
 
@@ -23,6 +24,7 @@ __all__ = [
     "DIGITS",
     "Dataset",
     "Layout",
+    "is_array",
     "is_many_files",
     "is_sparse",
     "is_table",
@@ -34,13 +36,10 @@ __all__ = [
 
 DIGITS = "digits"
 SPARSE_SUFFIXES = (".svmlight", ".svm", ".libsvm")
-SUFFIXES = (*TABLE_SUFFIXES, ".npz", *SPARSE_SUFFIXES)
+SUFFIXES = (*TABLE_SUFFIXES, ".npz", ".npy", *SPARSE_SUFFIXES)
 
 Features = Any  # pandas.DataFrame, NumPy array or scipy.sparse CSR matrix, for which scikit-learn has no one name
 LayoutKind = Literal["table", "dense", "sparse", "pixels"]
-
-# A number beyond this, squared and summed over rows, is infinite: no mean and no variance comes of it.
-LARGEST_NUMBER = 1e150
 
 # From here on a text column is taken for one of names, identifiers or misread numbers, which the user is told.
 MANY_CATEGORIES = 10
@@ -92,6 +91,11 @@ def is_many_files(source: str) -> bool:
     return source != DIGITS and not path.is_file() and (glob.has_magic(source) or (path.is_dir() and not path.suffix))
 
 
+def is_array(source: str) -> bool:
+    """Tell whether a source is a .npy file, which holds features and no labels."""
+    return Path(source).suffix.lower() == ".npy"
+
+
 def is_sparse(source: str) -> bool:
     """Tell whether a source is an SVMlight file, which holds its own labels."""
     return Path(source).suffix.lower() in SPARSE_SUFFIXES
@@ -131,6 +135,8 @@ def read_training_data(
         return Dataset(source, pixels, labels, "digit", Layout("pixels", n_features=pixels.shape[1]))
     path = Path(source)
     suffix = _suffix(path)
+    if suffix == ".npy":
+        raise DataError(f"{path}: holds features without labels; give the file with the labels, too: --labels")
     if suffix == ".npz":
         dataset = _dense_dataset(path, target or "y")
     elif suffix in SPARSE_SUFFIXES:
@@ -157,7 +163,7 @@ def read_features(source: str, layout: Layout) -> Features:
         if layout.kind != "table":
             raise DataError(
                 f"{source}: is a table, but the model was trained on {layout.n_features} features without "
-                "names; give it a .npz or SVMlight file"
+                "names; give it a .npz, .npy or SVMlight file"
             )
         table = read_table(Path(source))
         table.require((*layout.numbers, *layout.text), "used in training")
@@ -174,7 +180,11 @@ def read_features(source: str, layout: Layout) -> Features:
         if layout.kind != "sparse":
             raise DataError(f"{source}: is sparse, but the model was trained on dense data; give it a .npz file")
         return _sparse_features(Path(source), layout)
-    features = read_training_data(DIGITS).features if source == DIGITS else _dense_features(Path(source))
+    if source == DIGITS:
+        features = read_training_data(DIGITS).features
+    else:
+        path = Path(source)
+        features = _dense_features(path, map_array(path) if is_array(source) else read_array(path, "X"))
     if features.shape[1] != layout.n_features:
         raise DataError(
             f"{source}: has {features.shape[1]} features, but the model was trained with {layout.n_features}"
@@ -308,10 +318,10 @@ def features_frame(table: Table, columns: dict[str, Column]) -> pd.DataFrame:
             continue
         series[name] = pd.Series(column.values, dtype=float)
         numbers = series[name].to_numpy()
-        extreme = _extreme(numbers)
-        if extreme.any():
-            row = int(extreme.argmax())
-            raise DataError(f"{table.path}: column {name!r} holds at {table.where(row)} {_extreme_value(numbers[row])}")
+        wrong = extreme(numbers)
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise DataError(f"{table.path}: column {name!r} holds at {table.where(row)} {extreme_value(numbers[row])}")
     return pd.DataFrame(series)
 
 
@@ -319,25 +329,24 @@ def features_frame(table: Table, columns: dict[str, Column]) -> pd.DataFrame:
 
 
 def _dense_dataset(path: Path, target: str) -> Dataset:
-    features = _dense_features(path)
+    features = _dense_features(path, read_array(path, "X"))
     labels = as_classes(read_array(path, target), f"{path}: target {target!r}", lambda row: f"{target}[{row}]")
     if len(labels) != len(features):
         raise DataError(f"{path}: X has {len(features)} rows, but {target} has {len(labels)} labels")
     return Dataset(str(path), features, labels, target, Layout("dense", n_features=features.shape[1]))
 
 
-def _dense_features(path: Path) -> NDArray[Any]:
-    features = read_array(path, "X")
+def _dense_features(path: Path, features: NDArray[Any]) -> NDArray[Any]:
     if features.ndim != 2 or not features.size or features.dtype.kind not in "buif":
         raise DataError(
             f"{path}: X has shape {features.shape} and type {features.dtype}; expected rows of numbers, 2-D"
         )
     if features.dtype != np.float32:
         features = features.astype(np.float64)
-    extreme = _extreme(features)
-    if extreme.any():
-        row, column = np.argwhere(extreme)[0]
-        raise DataError(f"{path}: X[{row}, {column}] is {_extreme_value(features[row, column])}")
+    wrong = extreme(features)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise DataError(f"{path}: X[{row}, {column}] is {extreme_value(features[row, column])}")
     return features
 
 
@@ -377,26 +386,11 @@ def _load_sparse(path: Path, *, zero_based: bool) -> tuple[Features, NDArray[np.
         raise DataError(f"{path}: is not an SVMlight file, or is damaged or cut off ({one_line(error)})") from None
     if not features.shape[0]:
         raise DataError(f"{path}: has no rows")
-    extreme = _extreme(features.data) | np.isnan(features.data)
-    if extreme.any():
-        entry = int(extreme.argmax())
+    wrong = extreme(features.data) | np.isnan(features.data)
+    if wrong.any():
+        entry = int(wrong.argmax())
         row = int(np.searchsorted(features.indptr, entry, side="right"))
         index, value = features.indices[entry] + (not zero_based), features.data[entry]
-        is_what = "not a number" if np.isnan(value) else _extreme_value(value)
+        is_what = "not a number" if np.isnan(value) else extreme_value(value)
         raise DataError(f"{path}: feature {index} of row {row} is {is_what}")
     return features, labels
-
-
-# Numbers that nothing can be computed from
-
-
-def _extreme(values: NDArray[Any]) -> NDArray[np.bool_]:
-    # A float32 of any size is small enough, as its squares are float64.
-    largest = min(LARGEST_NUMBER, float(np.finfo(values.dtype).max))
-    return np.asarray((values > largest) | (values < -largest))
-
-
-def _extreme_value(value: Any) -> str:
-    if np.isinf(value):
-        return "an infinite number"
-    return f"{value:g}, a number too large to compute with (above {LARGEST_NUMBER:g} in magnitude)"

@@ -1,61 +1,68 @@
-"""Rows in Parquet files that may be larger than memory: they are read in blocks, when they are used."""
+"""Rows in files that may be larger than memory: they are read in blocks, when they are used."""
 
 from __future__ import annotations
 
-import glob
-import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from softmaxloss.data.classes import as_classes
-from softmaxloss.data.files import DataError, check_input, listed, one_line
-from softmaxloss.data.tables import Table
+from softmaxloss.data.files import DataError, listed
+from softmaxloss.data.parquet_files import (
+    ParquetRows,
+    Paths,
+    RowGroup,
+    labels_of_files,
+    parquet_paths,
+    row_groups,
+    subject_of,
+)
 
-__all__ = ["RowFiles", "RowGroup", "labels_of_files", "open_parquet", "parquet_paths", "row_groups", "subject_of"]
+__all__ = ["RowFiles", "Stored", "open_parquet"]
 
-Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-Convert = Callable[[pa.RecordBatch], NDArray[Any]]
+# What makes features of a batch: of so many rows, from this file, whose first has this number in it.
+Convert = Callable[[Any, Path, int], NDArray[Any]]
 
 # A block of rows: large against what reading each column costs anew, small against memory.
 _BLOCK_BYTES = 1 << 24
 _FEWEST_ROWS = 256
 
 
-class RowGroup(NamedTuple):
-    """A part of a file that is read by itself: which it is, of which file, and where its rows begin among all."""
+class Stored(Protocol):
+    """Rows as they lie in files: in groups, of which each is read in batches of any type that has a length."""
 
-    path: Path
-    metadata: Any  # pyarrow.parquet.FileMetaData
-    number: int
-    start: int
-    rows: int
+    groups: list[RowGroup]
+    columns: list[str]
+
+    def batches(self, group: RowGroup, rows: int) -> Iterator[Any]:
+        """Yield the rows of a group, so many at a time."""
 
 
 class RowFiles:
-    """A matrix of features whose rows lie in Parquet files: lazily read, in blocks, and freed again.
+    """A matrix of features whose rows lie in files: lazily read, in blocks, and freed again.
 
     `SoftmaxClassifier.fit` takes it as X and keeps no more than a few blocks of it in memory.
 
     Parameters
     ----------
-    groups : sequence of RowGroup
-        Where the rows are.
-    columns : sequence of str
-        The columns to read.
+    stored : Stored
+        The rows as they lie there.
     convert : callable
-        Makes of a RecordBatch of these columns an array of shape (rows, n_features).
+        ``convert(batch, path, first)`` makes of a batch of them an array of shape (rows, n_features); its first row has
+        the number ``first`` in the file ``path``.
     n_features : int
         Number of features.
     dtype : dtype
         float32 or float64, of what `convert` returns.
     chosen : array of integers in ascending order, optional
         The rows that count; all of them unless said.
+    spool : bool, default=True
+        Whether a fit may keep the converted rows in a temporary file, where the disk has room: see `open_parquet`.
 
     Attributes
     ----------
@@ -69,20 +76,23 @@ class RowFiles:
 
     def __init__(
         self,
-        groups: Sequence[RowGroup],
-        columns: Sequence[str],
+        stored: Stored,
         convert: Convert,
         n_features: int,
         dtype: Any,
         chosen: NDArray[np.intp] | None = None,
+        *,
+        spool: bool = True,
     ) -> None:
-        self.columns = list(columns)
+        self.stored = stored
+        self.columns = list(stored.columns)
         self.dtype: np.dtype[Any] = np.dtype(dtype)
-        self._all_groups = list(groups)
+        self.spool = spool
         self._convert = convert
         self._chosen = chosen
-        self.groups = [group for group in groups if self._count(group)]
-        self.shape = (sum(self._count(group) for group in groups), n_features)
+        counts = [self._count(group) for group in stored.groups]
+        self.groups = [group for group, count in zip(stored.groups, counts, strict=True) if count]
+        self.shape = (sum(counts), n_features)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -106,11 +116,11 @@ class RowFiles:
     def only(self, rows: NDArray[np.intp]) -> RowFiles:
         """Return some of the rows, in ascending order, as another `RowFiles`; nothing is read."""
         chosen = np.asarray(rows) if self._chosen is None else self._chosen[rows]
-        return RowFiles(self._all_groups, self.columns, self._convert, self.shape[1], self.dtype, chosen)
+        return RowFiles(self.stored, self._convert, self.shape[1], self.dtype, chosen, spool=self.spool)
 
-    def through(self, columns: Sequence[str], convert: Convert, n_features: int) -> RowFiles:
-        """Return the same rows as something else makes features of their columns: float64."""
-        return RowFiles(self._all_groups, columns, convert, n_features, np.float64, self._chosen)
+    def through(self, stored: Stored, convert: Convert, n_features: int, dtype: Any = np.float64) -> RowFiles:
+        """Return the same rows as something else makes features of what is stored of them."""
+        return RowFiles(stored, convert, n_features, dtype, self._chosen, spool=self.spool)
 
     def read(self, rows: NDArray[np.intp]) -> NDArray[Any]:
         """Read some rows into memory, whatever their order."""
@@ -120,51 +130,47 @@ class RowFiles:
             features[order[start : start + len(block)]] = block
         return features
 
-    def table(self, rows: NDArray[np.intp]) -> pa.Table:
-        """Read some rows, in ascending order, as a table of their columns."""
+    def parts(self, rows: NDArray[np.intp]) -> Iterator[tuple[Any, NDArray[np.intp]]]:
+        """Yield batches as they are stored, each with the numbers in it of some rows, which are in ascending order."""
         rows = rows if self._chosen is None else self._chosen[rows]
-        taken = []
         for group in self.groups:
-            start = group.start
-            for batch in self._batches(group):
-                first, last = np.searchsorted(rows, [start, start + batch.num_rows])
+            for start, batch in self._batches(group):
+                first, last = np.searchsorted(rows, [start, start + len(batch)])
                 if first < last:
-                    taken.append(batch.take(pa.array(rows[first:last] - start)))
-                start += batch.num_rows
-        return pa.Table.from_batches(taken).select(self.columns)
+                    yield batch, rows[first:last] - start
 
     def blocks(self, group: RowGroup | None = None) -> Iterator[tuple[int, NDArray[Any]]]:
         """Yield blocks of rows, of all groups or of one, each after the number of its first row."""
         for one in self.groups if group is None else [group]:
-            start = one.start
-            for batch in self._batches(one):
-                end = start + batch.num_rows
+            for start, batch in self._batches(one):
                 if self._chosen is None:
-                    yield start, self._converted(batch, one.path)
-                else:
-                    first, last = np.searchsorted(self._chosen, [start, end])
-                    if first < last:
-                        yield int(first), self._converted(batch, one.path)[self._chosen[first:last] - start]
-                start = end
+                    yield start, self._converted(batch, one, start)
+                    continue
+                first, last = np.searchsorted(self._chosen, [start, start + len(batch)])
+                if first < last:
+                    yield int(first), self._converted(batch, one, start)[self._chosen[first:last] - start]
 
-    def _batches(self, group: RowGroup) -> Iterator[pa.RecordBatch]:
-        step = max(_FEWEST_ROWS, _BLOCK_BYTES // max(1, self.shape[1] * self.dtype.itemsize))
-        try:
-            # Mapped, so that what is read is the system's to keep, and by pages: a row group may be large.
-            with pq.ParquetFile(group.path, metadata=group.metadata, memory_map=True, pre_buffer=False) as file:
-                _announce(group)
-                yield from file.iter_batches(step, row_groups=[group.number], columns=self.columns, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{group.path}: is damaged or cut off ({one_line(error)})") from None
+    def place(self, row: int) -> tuple[Path, int]:
+        """Return the file that a row is in, and its number there, counted from 0 as `row` is."""
+        if self._chosen is not None:
+            row = int(self._chosen[row])
+        group = self.stored.groups[bisect_right([group.start for group in self.stored.groups], row) - 1]
+        return group.path, group.first + row - group.start
 
-    def _converted(self, batch: pa.RecordBatch, path: Path) -> NDArray[Any]:
-        # Of columns that lie in another order in this file.
-        features = self._convert(batch.select(self.columns))
-        if features.shape != (batch.num_rows, self.shape[1]):
+    def _batches(self, group: RowGroup) -> Iterator[tuple[int, Any]]:
+        rows = max(_FEWEST_ROWS, _BLOCK_BYTES // max(1, self.shape[1] * self.dtype.itemsize))
+        start = group.start
+        for batch in self.stored.batches(group, rows):
+            yield start, batch
+            start += len(batch)
+
+    def _converted(self, batch: Any, group: RowGroup, start: int) -> NDArray[Any]:
+        features = self._convert(batch, group.path, group.first + start - group.start)
+        if features.shape != (len(batch), self.shape[1]):
             raise DataError(
-                f"{path}: {batch.num_rows} rows have {features.shape[1]} features, expected {self.shape[1]}"
+                f"{group.path}: {len(batch)} rows have {features.shape[1]} features, expected {self.shape[1]}"
             )
-        return features
+        return features.astype(self.dtype, copy=False)
 
     def _count(self, group: RowGroup) -> int:
         """Return how many rows of a group count."""
@@ -174,7 +180,9 @@ class RowFiles:
         return int(last - first)
 
 
-def open_parquet(paths: Paths, *, target: str, columns: Sequence[str] | None = None) -> tuple[RowFiles, NDArray[Any]]:
+def open_parquet(
+    paths: Paths, *, target: str, columns: Sequence[str] | None = None, spool: bool = True
+) -> tuple[RowFiles, NDArray[Any]]:
     r"""Open Parquet files to learn from: features that stay where they are, and labels in memory.
 
     Parameters
@@ -186,6 +194,11 @@ def open_parquet(paths: Paths, *, target: str, columns: Sequence[str] | None = N
         The column with the class labels.
     columns : sequence of str, optional
         The columns with the features, numbers or lists of equally many numbers; all others unless said.
+    spool : bool, default=True
+        Whether a fit decodes the files once, into a temporary file of ``rows * features * itemsize`` bytes that each
+        pass then maps, rather than in every pass. It lies in `tempfile.gettempdir`, which the environment variable
+        TMPDIR says, has no name and is gone with the fit, however that ends. Where that folder is in memory or has not
+        the room, each pass decodes. The fit is the same to the bit.
 
     Returns
     -------
@@ -225,92 +238,12 @@ def open_parquet(paths: Paths, *, target: str, columns: Sequence[str] | None = N
     widths = {name: _width(files[0], name, schema.field(name).type) for name in names}
     kinds = {_numbers_of(schema.field(name).type) for name in names}
     dtype = np.dtype(np.float32 if kinds <= {pa.float32(), pa.float16()} else np.float64)
-    n_features = sum(widths.values())
 
-    def convert(batch: pa.RecordBatch) -> NDArray[Any]:
-        return _matrix(batch, widths, dtype)
+    def convert(batch: pa.RecordBatch, path: Path, first: int) -> NDArray[Any]:
+        return _matrix(batch, widths, dtype, path, first)
 
-    return RowFiles(groups, names, convert, n_features, dtype), labels_of_files(files, target)
-
-
-def parquet_paths(paths: Paths) -> list[Path]:
-    """Return the files that a path, a folder, a pattern or several of them name.
-
-    Raises
-    ------
-    DataError
-        There are none.
-    """
-    if not isinstance(paths, str | os.PathLike):
-        return [path for each in paths for path in parquet_paths(each)]
-    path = Path(paths)
-    if path.is_dir():
-        found = sorted(file for file in path.rglob("*.parquet") if file.is_file())
-        if not found:
-            raise DataError(f"{path}: there is no .parquet file in this folder")
-        return found
-    if path.exists() or not glob.has_magic(str(path)):
-        check_input(path)
-        return [path]
-    found = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207  # the folder is part of it
-    if not found:
-        raise DataError(f"{path}: there is no such file")
-    return found
-
-
-def row_groups(files: Sequence[Path]) -> tuple[list[RowGroup], pa.Schema]:
-    """Return the row groups of files that have rows, and the columns of the first, which are those of all.
-
-    Raises
-    ------
-    DataError
-        A file is no Parquet file, or has others; or there is no row.
-    """
-    groups: list[RowGroup] = []
-    start, schema = 0, None
-    for path in files:
-        try:
-            with pq.ParquetFile(path) as file:
-                metadata, its = file.metadata, file.schema_arrow.remove_metadata()
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: is not a Parquet file, or is cut off ({one_line(error)})") from None
-        schema = its if schema is None else schema
-        if {field.name: field.type for field in schema} != {field.name: field.type for field in its}:
-            different = set(map(str, schema)) ^ set(map(str, its))
-            raise DataError(
-                f"{path}: its columns, or their types, are not those of {files[0]} ({listed(sorted(different))})"
-            )
-        for index in range(metadata.num_row_groups):
-            rows = metadata.row_group(index).num_rows
-            groups.append(RowGroup(path, metadata, index, start, rows))
-            start += rows
-    if schema is None or not start:
-        raise DataError(f"{files[0] if files else 'no file'}: has columns but no rows")
-    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
-    if twice:
-        raise DataError(f"{files[0]}: more than one column is named {listed(twice)}; rename all but one")
-    return groups, schema
-
-
-def subject_of(files: Sequence[Path]) -> str:
-    """Name files in a message."""
-    return str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
-
-
-def _announce(group: RowGroup) -> None:
-    """Have the system fetch a row group from the disk while its first rows are computed with, where it can."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    of_group = group.metadata.row_group(group.number)
-    first = min(
-        offset
-        for column in map(of_group.column, range(of_group.num_columns))
-        for offset in (column.dictionary_page_offset, column.data_page_offset)
-        if offset is not None
-    )
-    length = sum(of_group.column(k).total_compressed_size for k in range(of_group.num_columns))
-    with group.path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), first, length, os.POSIX_FADV_WILLNEED)
+    X = RowFiles(ParquetRows(groups, names), convert, sum(widths.values()), dtype, spool=spool)
+    return X, labels_of_files(files, target)
 
 
 def _require(path: Path, schema: pa.Schema, names: Sequence[str]) -> None:
@@ -346,16 +279,16 @@ def _width(path: Path, name: str, kind: pa.DataType) -> int:
     return len(first.column(0)[0])
 
 
-def _matrix(batch: pa.RecordBatch, widths: dict[str, int], dtype: np.dtype[Any]) -> NDArray[Any]:
+def _matrix(
+    batch: pa.RecordBatch, widths: dict[str, int], dtype: np.dtype[Any], path: Path, first_row: int
+) -> NDArray[Any]:
     """Put columns side by side; each column stays together in memory, as matrix products take it too."""
     features = np.empty((sum(widths.values()), batch.num_rows), dtype)
     first = 0
     for (name, width), column in zip(widths.items(), batch.columns, strict=True):
         if _is_list(column.type):
+            _check_lists(column, width, f"{path}: column {name!r}", first_row)
             numbers = column.flatten().to_numpy(zero_copy_only=False)
-            lengths = {width} if pa.types.is_fixed_size_list(column.type) else set(np.diff(column.offsets.to_numpy()))
-            if column.null_count or lengths - {width}:
-                raise DataError(f"column {name!r} holds lists that are missing or not of {width} numbers each")
             if len(widths) == 1:
                 rows: NDArray[Any] = numbers.reshape(-1, width).astype(dtype, copy=False)
                 return rows
@@ -367,21 +300,11 @@ def _matrix(batch: pa.RecordBatch, widths: dict[str, int], dtype: np.dtype[Any])
     return by_row
 
 
-def labels_of_files(files: Sequence[Path], target: str, kind: Literal["text"] | None = None) -> NDArray[Any]:
-    """Read the labels of all rows.
-
-    Raises
-    ------
-    DataError
-        A label is missing, or is no class.
-    """
-    parts = []
-    for path in files:
-        try:
-            with pq.ParquetFile(path) as file:
-                parts.append(file.read(columns=[target]))
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: is damaged or cut off ({one_line(error)})") from None
-    table = Table(files[0], pa.concat_tables(parts).replace_schema_metadata(None))
-    values = table.column(target, kind, label=True).values
-    return as_classes(values, f"{subject_of(files)}: target {target!r}", lambda row: f"row {row + 1}")
+def _check_lists(column: pa.Array, width: int, subject: str, first_row: int) -> None:
+    """Refuse lists that are missing or of another length than the first."""
+    wrong = np.asarray(column.is_null().to_numpy(zero_copy_only=False))
+    if not pa.types.is_fixed_size_list(column.type):
+        wrong = wrong | (np.diff(column.offsets.to_numpy()) != width)
+    if wrong.any():
+        row = first_row + int(wrong.argmax()) + 1
+        raise DataError(f"{subject} holds at row {row} a list that is missing or not of {width} numbers")

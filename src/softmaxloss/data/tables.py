@@ -7,7 +7,7 @@ import csv
 import itertools
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,13 +45,15 @@ class Table:
     """A table whose columns are converted when asked for: a column that nobody uses may hold anything.
 
     ``data`` holds text only if it comes from a CSV file, whose ``delimiter`` is given then, and the file's
-    own types if it comes from a Parquet file. ``unnamed`` counts the columns left out for want of a name.
+    own types if it comes from a Parquet file. ``unnamed`` counts the columns left out for want of a name, and ``place``
+    says where a row is to be found if the table is only some of a file's rows.
     """
 
     path: Path
     data: pa.Table
     delimiter: str | None = None
     unnamed: int = 0
+    place: Callable[[int], str] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -79,6 +81,8 @@ class Table:
 
     def where(self, row: int) -> str:
         """Say where to find a row (counted from 0) for a person who opens the file."""
+        if self.place is not None:
+            return self.place(row)
         if self.delimiter is None:
             return f"row {row + 1}"
         records = _records(self.path, self.delimiter)

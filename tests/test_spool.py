@@ -1,0 +1,197 @@
+"""Rows kept decoded in a temporary file: the same bits, no name, and no need of it where the disk has no room."""
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import softmaxloss as sl
+from softmaxloss.data import row_files, spool
+from softmaxloss.data.files import DataError
+from softmaxloss.data.row_files import open_parquet
+
+ROWS, FEATURES = 1500, 7
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """Give a folder for temporary files that is looked at afterwards: nothing may stay in it."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(row_files, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(row_files, "_FEWEST_ROWS", 64)
+    yield folder
+    assert list(folder.iterdir()) == []
+
+
+def write(folder, *, kind="columns", dtype=np.float64):
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(ROWS, FEATURES)) * np.logspace(-2, 2, FEATURES)).astype(dtype)
+    y = (X @ rng.normal(size=(FEATURES, 3)) + rng.gumbel(size=(ROWS, 3))).argmax(axis=1)
+    for part, rows in enumerate(np.array_split(np.arange(ROWS), 2)):
+        columns = {f"x{k}": X[rows, k] for k in range(FEATURES)}
+        if kind == "lists":
+            columns = {"e": pa.FixedSizeListArray.from_arrays(pa.array(X[rows].ravel()), FEATURES)}
+        pq.write_table(pa.table({**columns, "y": y[rows]}), folder / f"{part}.parquet", row_group_size=200)
+    return folder
+
+
+def learned(folder, *, spool, only=None, tol=1e-8, **options):
+    files, labels = open_parquet(folder, target="y", spool=spool)
+    if only is not None:
+        files, labels = files.only(only), labels[only]
+    classifier = sl.SoftmaxClassifier(tol=tol, **options).fit(files, labels)
+    return [classifier.coef_, classifier.intercept_, np.array(classifier.loss_curve_)]
+
+
+def assert_the_same(one, other):
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Give a list that grows with each row group that is decoded."""
+    decoded = []
+    original = row_files.ParquetRows.batches
+
+    def batches(self, group, rows):
+        decoded.append(group.start)
+        return original(self, group, rows)
+
+    monkeypatch.setattr(row_files.ParquetRows, "batches", batches)
+    return decoded
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["columns", "lists"])
+def test_a_fit_is_the_same_to_the_bit(tmp_path, temporary, passes, keep_num_threads, kind, dtype, threads):
+    sl.set_num_threads(threads)
+    folder = write(tmp_path, kind=kind, dtype=dtype)
+    for only in (None, np.flatnonzero(np.arange(ROWS) % 7 > 1)):
+        spooled = learned(folder, spool=True, only=only, tol=1e-3)
+        assert len(passes) == 8  # each group once
+        assert_the_same(spooled, learned(folder, spool=False, only=only, tol=1e-3))
+        assert len(passes) > 40
+        passes.clear()
+
+
+def test_a_checkpoint_of_either_kind_is_one_of_the_other(tmp_path, temporary):
+    folder = write(tmp_path)
+    whole = learned(folder, spool=False)
+    with pytest.warns(match="stopped at max_iter"):
+        learned(folder, spool=False, checkpoint=tmp_path / "state.npz", max_iter=5)
+    assert_the_same(learned(folder, spool=True, checkpoint=tmp_path / "state.npz"), whole)
+
+
+def test_without_room_each_pass_decodes(tmp_path, temporary, passes, monkeypatch):
+    folder = write(tmp_path)
+    spooled = learned(folder, spool=True)
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fails(*_, **__):
+        raise full
+
+    usage = spool.shutil.disk_usage(temporary)
+    for where, name, what in (
+        (spool.shutil, "disk_usage", lambda _: usage._replace(free=ROWS * FEATURES * 8)),
+        (spool.os, "pwrite", fails),
+        (spool.tempfile, "TemporaryFile", fails),
+        (spool.mmap, "mmap", fails),
+        (spool, "_is_in_memory", lambda _: True),
+    ):
+        passes.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, what)
+            assert_the_same(learned(folder, spool=True), spooled)
+        assert len(passes) > 80, name
+
+
+def test_a_file_that_may_not_grow_so_large(tmp_path, temporary, passes):
+    """The kernel's own refusal, in the midst of writing."""
+    folder = write(tmp_path)
+    spooled = learned(folder, spool=True)
+    passes.clear()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (ROWS * FEATURES * 4, limits[1]))
+    try:
+        assert_the_same(learned(folder, spool=True), spooled)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(passes) > 80
+
+
+def test_what_is_damaged_while_it_is_written_is_told(tmp_path, temporary):
+    folder = write(tmp_path)
+    files, labels = open_parquet(folder, target="y")
+    path = folder / "1.parquet"
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(DataError, match=r"1\.parquet: "):
+        sl.SoftmaxClassifier().fit(files, labels)
+
+
+def test_an_interrupted_fit_gives_the_room_back(tmp_path, temporary, monkeypatch):
+    folder = write(tmp_path)
+    files, labels = open_parquet(folder, target="y")
+    opened = []
+    original = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda *a, **k: opened.append(original(*a, **k)) or opened[-1])
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(spool.SpooledRows, "_append", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sl.SoftmaxClassifier().fit(files, labels)
+    assert [file.closed for file in opened] == [True]
+
+
+KILLED = """
+import os, sys
+from softmaxloss import SoftmaxClassifier
+from softmaxloss.data.row_files import open_parquet
+
+def stop(iteration):
+    maps = open("/proc/self/maps").read()
+    assert sys.argv[2] in maps and "(deleted)" in maps
+    os.kill(os.getpid(), 9)
+
+from softmaxloss import classifier
+classifier.ProgressReport.__call__ = lambda self, iteration: stop(iteration)
+X, y = open_parquet(sys.argv[1], target="y")
+SoftmaxClassifier().fit(X, y)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into Linux's /proc")
+def test_a_killed_process_leaves_nothing(tmp_path, temporary):
+    folder = write(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, folder, temporary],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_folders_in_memory_are_told_from_others(tmp_path, monkeypatch):
+    shared = Path("/dev/shm")
+    if not os.path.ismount(shared):
+        pytest.skip("no folder in memory here")
+    assert spool._is_in_memory(str(shared))
+    device = os.stat_result((0, 0, 2**40 + 1, *([0] * 7)))
+    monkeypatch.setattr(Path, "stat", lambda self: device)
+    assert not spool._is_in_memory("elsewhere")
