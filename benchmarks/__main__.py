@@ -19,6 +19,7 @@ from benchmarks import (
     classifier_contenders,
     classifier_table,
     dense,
+    judging,
     linear,
     linear_contenders,
     memory,
@@ -127,6 +128,16 @@ def _streaming(options: argparse.Namespace, present: list[str], results: dict[st
     return streaming.table(results)
 
 
+def _judging(options: argparse.Namespace, present: list[str], results: dict[str, Any]) -> str:
+    if not importlib.util.find_spec("sklearn"):
+        raise ModuleNotFoundError("scikit-learn is not installed: it has the peer, log_loss; pip install scikit-learn")
+    effort = judging.Effort(gigabytes=options.gigabytes, folder=options.folder)
+    if options.quick:
+        effort = dataclasses.replace(effort, rounds=3, share=0.05)
+    results["judging"] = judging.measure(effort)
+    return judging.table(results)
+
+
 def _accuracy(options: argparse.Namespace, present: list[str], results: dict[str, Any]) -> str:
     if not importlib.util.find_spec("mpmath"):
         raise ModuleNotFoundError("mpmath is not installed: it computes the exact values; pip install mpmath")
@@ -146,6 +157,7 @@ _COMMANDS = {
     "training": _training,
     "scaling": _scaling,
     "streaming": _streaming,
+    "judging": _judging,
 }
 _FRAMEWORKS = {
     "torch": IN_TORCH,
@@ -193,7 +205,10 @@ def _parser() -> argparse.ArgumentParser:
     streamed = commands.add_parser("streaming", help="fit files larger than memory; measure memory and time")
     streamed.add_argument("--gigabytes", type=float, default=12.0, help="how large the files are; 12 unless said")
     streamed.add_argument("--folder", type=Path, help="where to write them; where temporary files are, unless said")
-    for command in (timed, in_torch, in_jax, with_layer, fitted, trained, scaled):
+    judged = commands.add_parser("judging", help="time evaluate beside log_loss; measure its memory on a file")
+    judged.add_argument("--gigabytes", type=float, help="evaluate a file of logits of this size as well")
+    judged.add_argument("--folder", type=Path, help="where to write it; where temporary files are, unless said")
+    for command in (timed, in_torch, in_jax, with_layer, fitted, trained, scaled, judged):
         command.add_argument("--quick", action="store_true", help="a few short rounds: for a first look")
     for command in (timed, sized, in_torch, in_jax):
         command.add_argument(
@@ -253,7 +268,8 @@ def _parser() -> argparse.ArgumentParser:
     trained.set_defaults(contenders=["pytorch-eager"])
     scaled.set_defaults(contenders=[])
     streamed.set_defaults(contenders=[])
-    for command in (timed, sized, exact, in_torch, in_jax, with_layer, fitted, trained, scaled, streamed):
+    judged.set_defaults(contenders=[])
+    for command in (timed, sized, exact, in_torch, in_jax, with_layer, fitted, trained, scaled, streamed, judged):
         command.add_argument("--json", type=Path, metavar="FILE", help="write the raw results there as well")
     return parser
 

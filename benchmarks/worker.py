@@ -178,9 +178,9 @@ class _Bench:
         return as_numpy(loss), None if gradient is None else as_numpy(gradient)
 
 
-def status_bytes(field: str) -> int:
-    """Return a field of this process's status, such as VmRSS: proc(5)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+def status_bytes(field: str, process: int | str = "self") -> int:
+    """Return a field of a process's status, such as VmRSS: proc(5)."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {field}: this measurement needs Linux")
+    raise OSError(f"/proc/{process}/status has no {field}: this measurement needs Linux")

@@ -5,6 +5,7 @@ import os
 import subprocess
 
 import numpy as np
+import pandas as pd
 import pytest
 from cli_runs import COMMAND, refuse, run_here, succeed
 
@@ -38,6 +39,21 @@ def test_a_comparison_is_a_table_or_json(scored):
     assert found["difference"] == pytest.approx(expected.difference, rel=1e-10)
     np.save(scored / "short.npy", logits[:9])
     assert "expected (50, 3)" in refuse(scored, "compare", "z.npy", "short.npy", "y.npy")
+
+
+def test_scores_in_a_folder_of_parquet_files(scored):
+    logits = np.load(scored / "z.npy")
+    (scored / "parts").mkdir()
+    frame = pd.DataFrame(logits, columns=["0", "1", "2"])
+    frame[:30].to_parquet(scored / "parts" / "a.parquet", row_group_size=7, index=False)
+    frame[30:].to_parquet(scored / "parts" / "b.parquet", index=False)
+    for arguments in (("evaluate",), ("compare", "z.npy")):
+        of_array, of_folder = (
+            json.loads(run_here(scored, *arguments, scores, "y.npy", "--json").stdout) for scores in ("z.npy", "parts")
+        )
+        assert of_folder.keys() == of_array.keys()
+        for name in {"loss", "brier", "difference", "loss_b", "accuracy_b"} & of_array.keys():
+            assert of_folder[name] == pytest.approx(of_array[name], rel=1e-12)
 
 
 def test_scores_larger_than_memory(tmp_path):

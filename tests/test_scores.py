@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from softmaxloss.data.files import DataError
+from softmaxloss.data.row_files import RowFiles
 from softmaxloss.data.scores import (
     Scores,
     check_predictions,
@@ -34,6 +36,10 @@ def write(tmp_path):
         return path
 
     return write
+
+
+def looks_like_probabilities(values):
+    return look_like_probabilities(Scores(Path("scores.npy"), values))
 
 
 # Scores
@@ -240,11 +246,11 @@ def test_a_label_file_that_is_no_text(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_rows_that_are_distributions_are_seen(dtype):
     rows = np.random.default_rng(0).dirichlet([1] * 7, size=5000).astype(dtype)
-    assert look_like_probabilities(rows)
+    assert looks_like_probabilities(rows)
     rows[17] = np.nan
-    assert look_like_probabilities(rows)
+    assert looks_like_probabilities(rows)
     rows[-1] *= 1.1
-    assert not look_like_probabilities(rows)
+    assert not looks_like_probabilities(rows)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
@@ -252,28 +258,28 @@ def test_rows_that_are_distributions_are_seen(dtype):
 def test_rounded_distributions_are_seen(classes, decimals):
     rows = np.random.default_rng(0).dirichlet([1] * classes, size=5000).round(decimals)
     assert decimals == 3 or classes == 2 or (abs(rows.sum(axis=1) - 1) > 1e-3).any()
-    assert look_like_probabilities(rows)
+    assert looks_like_probabilities(rows)
     exact = np.full((100, classes), 1 / classes)
     exact[50] = exact[50].round(decimals) if classes == 3 else [0.34, 0.67, *[0] * (classes - 2)]
-    assert look_like_probabilities(exact)
+    assert looks_like_probabilities(exact)
 
 
 def test_rows_that_are_no_distributions():
-    assert not look_like_probabilities(np.array([[1.5, -0.5], [0.5, 0.5]]))
-    assert not look_like_probabilities(np.full((3, 2), np.nan))
-    assert not look_like_probabilities(np.zeros((3, 1000)))
-    assert not look_like_probabilities(np.array([[0.5, 0.5], [0.5, 0.4]]))
-    assert not look_like_probabilities(np.array([[np.inf, -np.inf], [0.5, 0.5]]))
-    assert not look_like_probabilities(np.array([[1, 1], [1, 0]]))
-    assert look_like_probabilities(np.array([[0, 1], [1, 0]]))
+    assert not looks_like_probabilities(np.array([[1.5, -0.5], [0.5, 0.5]]))
+    assert not looks_like_probabilities(np.full((3, 2), np.nan))
+    assert not looks_like_probabilities(np.zeros((3, 1000)))
+    assert not looks_like_probabilities(np.array([[0.5, 0.5], [0.5, 0.4]]))
+    assert not looks_like_probabilities(np.array([[np.inf, -np.inf], [0.5, 0.5]]))
+    assert not looks_like_probabilities(np.array([[1, 1], [1, 0]]))
+    assert looks_like_probabilities(np.array([[0, 1], [1, 0]]))
 
 
 def test_blocks_of_rows_are_all_looked_at(monkeypatch):
     monkeypatch.setattr("softmaxloss.data.scores.BLOCK_BYTES", 100)
     rows = np.full((50, 4), 0.25)
-    assert look_like_probabilities(rows)
+    assert looks_like_probabilities(rows)
     rows[-1, 0] = 0
-    assert not look_like_probabilities(rows)
+    assert not looks_like_probabilities(rows)
 
 
 # Predictions
@@ -321,3 +327,44 @@ def test_a_class_may_not_have_the_name_of_the_last_column(tmp_path):
             check_predictions(tmp_path / "t.npz", classes)
     with pytest.raises(DataError, match=r"'\.xlsx' is not known"):
         check_predictions(tmp_path / "t.xlsx", ["a", "b"])
+
+
+def test_parquet_scores_are_read_a_row_group_at_a_time(tmp_path, monkeypatch):
+    values = np.random.default_rng(5).normal(size=(700, 3))
+    folder = tmp_path / "scores"
+    folder.mkdir()
+    frame = pd.DataFrame(values, columns=["a", "b", "c"]).assign(prediction="a")
+    frame[:400].to_parquet(folder / "1.parquet", row_group_size=150, index=False)
+    frame[400:].to_parquet(folder / "2.parquet", index=False)
+
+    def whole(self, *_, **__):
+        raise AssertionError("all rows were read at once")
+
+    monkeypatch.setattr(RowFiles, "__array__", whole)
+    for source, expected in ((folder, values), (folder / "*.parquet", values), (folder / "1.parquet", values[:400])):
+        scores = read_scores(source)
+        assert scores.classes == ["a", "b", "c"]
+        starts, blocks = zip(*scores.blocks(), strict=True)
+        np.testing.assert_array_equal(np.concatenate(blocks), expected)
+        assert starts[:3] == (0, 150, 300)
+
+
+def test_damage_is_named_with_its_row(tmp_path):
+    frame = pd.DataFrame(np.random.default_rng(5).normal(size=(700, 3)), columns=["a", "b", "c"])
+    path = tmp_path / "p.parquet"
+    frame.to_parquet(path, row_group_size=200, index=False, compression="gzip")
+    column = pq.ParquetFile(path).metadata.row_group(2).column(1)
+    content = bytearray(path.read_bytes())
+    begin = column.dictionary_page_offset or column.data_page_offset
+    content[begin : begin + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"p\.parquet: is damaged or cut off \(after row 400, and before row 601"):
+        list(read_scores(path).blocks())
+    frame.assign(b=["x"] * 700).to_parquet(path, row_group_size=200, index=False)
+    with pytest.raises(DataError, match=r"p\.parquet: column 'b' must hold numbers, but row 1 holds 'x'"):
+        list(read_scores(path).blocks())
+    np.save(tmp_path / "z.npy", np.ascontiguousarray(frame))
+    with (tmp_path / "z.npy").open("r+b") as file:
+        file.truncate(128 + 3 * 8 * 99 + 5)
+    with pytest.raises(DataError, match=r"z\.npy: .* cut off.*; it ends after row 99 of 700"):
+        read_scores(tmp_path / "z.npy")

@@ -126,7 +126,7 @@ def check_kind(scores: Scores, kind: Kind) -> None:
     from softmaxloss.data.files import DataError
     from softmaxloss.data.scores import look_like_probabilities
 
-    if kind is Kind.logits and look_like_probabilities(scores.values):
+    if kind is Kind.logits and look_like_probabilities(scores):
         raise DataError(
             f"{scores.path}: every row is non-negative and sums to 1, but for rounding, so it holds probabilities, not "
             "logits; evaluate it with --kind probabilities"

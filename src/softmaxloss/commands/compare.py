@@ -12,6 +12,7 @@ from softmaxloss.report.options import LanguageOption, ReportOption, check_repor
 
 if TYPE_CHECKING:
     from softmaxloss.comparison import Comparison
+    from softmaxloss.data.scores import Scores
     from softmaxloss.evaluation import Evaluation
 
 
@@ -59,7 +60,7 @@ def _compared(
     from softmaxloss.evaluation import evaluate
     from softmaxloss.labels import LabelError
 
-    a, b = read_scores(scores_a), read_scores(scores_b)
+    a, b = (_in_place(read_scores(path)) for path in (scores_a, scores_b))
     if a.values.shape != b.values.shape:
         raise DataError(f"{scores_b}: has shape {b.values.shape}; expected {a.values.shape}, that of {scores_a}")
     if a.classes is not None and b.classes is not None and a.classes != b.classes:
@@ -84,3 +85,14 @@ def _compared(
             for read, kind in zip((a, b), kinds, strict=True)
         )
         return found, (of_a, of_b)
+
+
+def _in_place(scores: Scores) -> Scores:
+    """Return scores of which any rows can be read: those of Parquet files from a temporary file."""
+    from dataclasses import replace
+
+    if not hasattr(scores.values, "blocks"):
+        return scores
+    from softmaxloss.data.score_files import mapped_scores
+
+    return replace(scores, values=mapped_scores(scores.values))

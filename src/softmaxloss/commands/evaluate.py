@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,8 +11,6 @@ from softmaxloss.commands.app import Kind, check_kind, check_target, label, nami
 from softmaxloss.report.options import LanguageOption, ReportOption, check_report_options, save_report
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from softmaxloss.evaluation import Evaluation
 
 # How much is evaluated between two looks at how far it is.
@@ -23,7 +20,11 @@ _PART_BYTES = 1 << 26
 def evaluate(
     scores: Annotated[
         Path,
-        typer.Argument(metavar="SCORES", help="A row of scores for each label: a .npy, .npz, .csv or .parquet file."),
+        typer.Argument(
+            metavar="SCORES",
+            help="A row of scores for each label: a .npy, .npz, .csv or .parquet file, or a folder or quoted "
+            "pattern of .parquet files.",
+        ),
     ],
     labels: Annotated[
         Path,
@@ -46,7 +47,7 @@ def evaluate(
     report: ReportOption = None,
     lang: LanguageOption = None,
 ) -> None:
-    """Evaluate scores against labels: loss, accuracy, calibration, mistakes. The .npy files may exceed memory."""
+    """Evaluate scores against labels: loss, accuracy, calibration, mistakes. Files may exceed memory."""
     check_target(labels, target)
     check_report_options(report, lang, inputs=[scores, labels])
     found = _evaluated(scores, labels, kind, target, tuple(top_k or (1, 5)), bins, ignore_index)
@@ -68,13 +69,6 @@ def _evaluated(
     rows, classes = read.values.shape
     totals = Totals(classes, kind=kind.value, top_k=top_k, bins=bins, ignore_index=ignore_index)
     with naming(scores), naming(labels, LabelError):
-        for start, block in counted(_blocks(read.values), rows, "evaluating"):
+        for start, block in counted(read.blocks(_PART_BYTES), rows, "evaluating"):
             totals.add(block, indices[start : start + len(block)])
     return Evaluation.of(totals, read.classes)
-
-
-def _blocks(scores: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yield scores in parts that are small beside memory, each after the number of its first row."""
-    step = max(1, _PART_BYTES // (scores.shape[1] * scores.itemsize))
-    for start in range(0, len(scores), step):
-        yield start, scores[start : start + step]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tokenize
 import zipfile
 import zlib
@@ -49,7 +50,19 @@ def map_array(path: Path) -> NDArray[Any]:
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except BROKEN as error:
-        raise _broken(path, "", error) from None
+        raise DataError(f"{_broken(path, '', error)}{_end(path)}") from None
+
+
+def _end(path: Path) -> str:
+    """Say after which row a .npy file ends, if its header tells of more."""
+    with contextlib.suppress(*BROKEN), path.open("rb") as file:
+        old = np.lib.format.read_magic(file) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        (rows, *rest), by_column, dtype = read(file)
+        whole = (path.stat().st_size - file.tell()) // max(1, dtype.itemsize * math.prod(rest))
+        if whole < rows and not by_column and not dtype.hasobject:
+            return f"; it ends after row {whole} of {rows}"
+    return ""
 
 
 def array_names(path: Path) -> list[str]:

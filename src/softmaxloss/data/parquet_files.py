@@ -50,6 +50,7 @@ class ParquetRows:
 
     def batches(self, group: RowGroup, rows: int) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a group, so many at a time, with their columns in order."""
+        row = group.first
         try:
             # Mapped, so that what is read is the system's to keep, and by pages: a row group may be large.
             with pq.ParquetFile(group.path, metadata=group.metadata, memory_map=True, pre_buffer=False) as file:
@@ -57,9 +58,13 @@ class ParquetRows:
                 for batch in file.iter_batches(
                     rows, row_groups=[group.number], columns=self.columns, use_threads=False
                 ):
+                    row += batch.num_rows
                     yield batch.select(self.columns)  # which may lie in another order in this file
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{group.path}: is damaged or cut off ({one_line(error)})") from None
+            raise DataError(
+                f"{group.path}: is damaged or cut off (after row {row}, and before row "
+                f"{group.first + group.rows + 1}: {one_line(error)})"
+            ) from None
 
 
 def parquet_paths(paths: Paths) -> list[Path]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from softmaxloss.data.arrays import array_names, map_array, read_array
 from softmaxloss.data.classes import EXACT_INTEGERS, as_classes
-from softmaxloss.data.datasets import DIGITS, SPARSE_SUFFIXES, read_own_labels
+from softmaxloss.data.datasets import DIGITS, SPARSE_SUFFIXES, is_many_files, read_own_labels
 from softmaxloss.data.files import DataError, check_input, known_suffix, listed, replacing
 from softmaxloss.data.tables import TABLE_SUFFIXES, read_table
 
@@ -50,15 +50,21 @@ BLOCK_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores (rows, classes), a memory map where the file allows it, and its names of the classes if any."""
+    """Scores (rows, classes), a memory map or `RowFiles` where the file allows it, and the classes' names if any."""
 
     path: Path
-    values: NDArray[Any]
+    values: Any
     classes: list[str] | None = None
+
+    def blocks(self, nbytes: int = BLOCK_BYTES) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Yield scores in blocks of about so many bytes, each after the number of its first row."""
+        return self.values.blocks() if hasattr(self.values, "blocks") else _blocks(self.values, nbytes)
 
 
 def read_scores(path: Path) -> Scores:
-    r"""Read scores: a .npy file, a .npz file's "probabilities", "logits", "scores" or only array, or a table.
+    r"""Read scores: a .npy file, a .npz file's "probabilities", "logits", "scores" or only array, or tables.
+
+    Tables are a CSV or Parquet file, or a folder or pattern of Parquet files, which are read as they are used.
 
     A table has a column for each class, named by it; the column "prediction", which the predict command
     adds, is left out. The array "classes" of a .npz file names the classes.
@@ -80,8 +86,12 @@ def read_scores(path: Path) -> Scores:
     ...     scores.values, scores.classes
     (array([[0.9, 0.1]]), ['cat', 'dog'])
     """
-    suffix = known_suffix(path, SCORE_SUFFIXES)
-    if suffix == ".npy":
+    suffix = ".parquet" if is_many_files(str(path)) else known_suffix(path, SCORE_SUFFIXES)
+    if suffix == ".parquet":
+        from softmaxloss.data.score_files import open_scores
+
+        scores = Scores(path, *open_scores(path, without=[PREDICTION]))
+    elif suffix == ".npy":
         scores = Scores(path, map_array(path))
     elif suffix == ".npz":
         scores = _archive_scores(path)
@@ -285,7 +295,7 @@ def _unmatched(
     return DataError(f"{holds}, which is none of the classes of {scores.path}: {listed(scores.classes)}")
 
 
-def look_like_probabilities(scores: NDArray[Any]) -> bool:
+def look_like_probabilities(scores: Scores) -> bool:
     """Tell whether all rows lie in [0, 1] and sum to 1 but for rounding, rows with NaN left aside.
 
     Reading ends at the first block of rows with one that does not, which with logits is the first of all.
@@ -293,17 +303,16 @@ def look_like_probabilities(scores: NDArray[Any]) -> bool:
     Examples
     --------
     >>> import numpy as np
-    >>> from softmaxloss.data.scores import look_like_probabilities
-    >>> look_like_probabilities(np.array([[0.25, 0.75], [0.33, 0.66]]))
+    >>> from pathlib import Path
+    >>> from softmaxloss.data.scores import Scores, look_like_probabilities
+    >>> look_like_probabilities(Scores(Path("p.npy"), np.array([[0.25, 0.75], [0.33, 0.66]])))
     True
-    >>> look_like_probabilities(np.array([[0.25, 0.75], [1.0, 2.0]]))
+    >>> look_like_probabilities(Scores(Path("z.npy"), np.array([[0.25, 0.75], [1.0, 2.0]])))
     False
     """
-    tolerance = min(max(ROUNDING * scores.shape[1], LEAST_TOLERANCE), MOST_TOLERANCE)
-    rows = max(1, BLOCK_BYTES // (scores.shape[1] * scores.itemsize))
+    tolerance = min(max(ROUNDING * scores.values.shape[1], LEAST_TOLERANCE), MOST_TOLERANCE)
     some = False
-    for start in range(0, len(scores), rows):
-        block = scores[start : start + rows]
+    for _, block in scores.blocks():
         with np.errstate(invalid="ignore", over="ignore"):  # inf - inf, and logits of 1e308
             sums = block.sum(axis=1, dtype=np.float64)
         numbers = ~np.isnan(block).any(axis=1)
@@ -312,6 +321,12 @@ def look_like_probabilities(scores: NDArray[Any]) -> bool:
             return False
         some = some or bool(numbers.any())
     return some
+
+
+def _blocks(values: NDArray[Any], nbytes: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    step = max(1, nbytes // (values.shape[1] * values.itemsize))
+    for start in range(0, len(values), step):
+        yield start, values[start : start + step]
 
 
 def check_predictions(path: Path, classes: Sequence[str]) -> None:
