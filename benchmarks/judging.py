@@ -111,7 +111,7 @@ def measure_file(effort: Effort, gigabytes: float) -> dict[str, Any]:
 
 
 def _measure_case(rows: int, classes: int, dtype: str, kind: str, effort: Effort) -> dict[str, Any]:
-    rows = max(classes, math.ceil(rows * effort.share))
+    rows = math.ceil(rows * effort.share)
     scores, labels = _scores(rows, classes, dtype, kind)
     calls = _calls(scores, labels, kind)
     seconds = dict.fromkeys(calls, math.inf)
@@ -148,7 +148,6 @@ def _scores(rows: int, classes: int, dtype: str, kind: str) -> tuple[NDArray[Any
 
     rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, rows)
-    labels[:classes] = np.arange(classes)
     logits = rng.standard_normal((rows, classes), np.float32)
     logits[np.arange(rows), labels] += 3
     scores = logits.astype(dtype)

@@ -1,9 +1,8 @@
 // The functions of the Python module that serve evaluation: see judging.hpp.
 #include "judging.hpp"
 
-#include <tuple>
-
 #include "arguments.hpp"
+#include "dispatch.hpp"
 #include "threads.hpp"
 
 namespace softmaxloss {
@@ -12,6 +11,8 @@ namespace {
 template <class T>
 using OutMatrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Weights = std::optional<Vector<double>>;
+template <class T>
+using Found = std::optional<OutVector<T>>;
 
 void require(bool fits) {
   if (!fits) throw std::invalid_argument("arrays that fit each other expected");
@@ -33,29 +34,28 @@ void with_rows(const Array& rows, const Body& body) {
              [&](auto zero) { body(static_cast<const decltype(zero)*>(rows.data()), classes); });
 }
 
-void rank(const Array& scores, const Vector<Index>& labels, const OutVector<Index>& prediction,
-          const OutVector<Index>& ranks, const OutArray& top) {
+void judge(const Array& scores, const Vector<Index>& labels, int kind, const OutVector<double>& sum,
+           const OutVector<double>& least, const Found<Index>& prediction, const Found<Index>& rank,
+           const Found<double>& confidence, const Found<double>& brier) {
   const Index rows = length(scores);
-  require(length(labels) == rows && length(prediction) == rows && length(ranks) == rows);
-  require(top.ndim() == 1 && length(top) == rows && top.dtype() == scores.dtype() && (rows < 2 || top.stride(0) == 1));
+  require(length(labels) == rows && length(sum) == rows && length(least) == rows && kind >= 0 && kind <= 2);
+  require(!prediction || (rank && confidence && brier));
   with_rows(scores, [&](const auto* first, Index classes) {
     using T = std::remove_cvref_t<decltype(*first)>;
+    JudgingProblem<T> problem;
+    problem.classes = classes;
+    problem.kind = static_cast<Scores>(kind);
+    problem.scores = first;
+    problem.labels = labels.data();
+    problem.sum = sum.data();
+    problem.least = least.data();
+    problem.prediction = pointer(prediction, rows);
+    problem.rank = pointer(rank, rows);
+    problem.confidence = pointer(confidence, rows);
+    problem.brier = pointer(brier, rows);
     nb::gil_scoped_release release;
-    parallel_rows(rows, threads_for(rows, classes), [&](int, Index begin, Index end) {
-      rank_rows<T>(first, classes, labels.data(), begin, end, prediction.data(), ranks.data(),
-                   static_cast<T*>(top.data()));
-    });
-  });
-}
-
-void sums_of_powers(const Array& values, const OutVector<double>& sums, const OutVector<double>& squares) {
-  const Index rows = length(values);
-  require(length(sums) == rows && length(squares) == rows);
-  with_rows(values, [&](const auto* first, Index classes) {
-    nb::gil_scoped_release release;
-    parallel_rows(rows, threads_for(rows, classes), [&](int, Index begin, Index end) {
-      power_sums(first, classes, begin, end, sums.data(), squares.data());
-    });
+    parallel_rows(rows, threads_for(rows, classes),
+                  [&](int, Index begin, Index end) { kernels<T>().judge(problem, begin, end); });
   });
 }
 
@@ -75,47 +75,40 @@ void losses(const Vector<Index>& labels, const Weights& weights, const Vector<do
   add_losses(added, labels.data(), loss.data(), classes, count.data(), weight.data(), total.data());
 }
 
-void hits(const Vector<Index>& labels, const Weights& weights, const Vector<Index>& ranks,
-          const OutVector<double>& of_class, const Vector<Index>& ks, const OutVector<double>& top_k) {
+void details(const Vector<Index>& labels, const Weights& weights, const Vector<Index>& ranks,
+             const Vector<double>& loss, const Vector<double>& confidence, const Vector<double>& brier,
+             const Vector<Index>& cell, const OutVector<double>& class_hits, const Vector<Index>& ks,
+             const OutVector<double>& top_k_hits, const OutVector<double>& brier_sum, const OutMatrix<double>& by_cell,
+             const OutMatrix<double>& by_confidence, const OutVector<Index>& confidence_counts) {
   const Index rows = length(labels);
-  require(length(ranks) == rows && length(ks) == length(top_k));
+  for (const Index of_rows : {length(ranks), length(loss), length(confidence), length(brier), length(cell)})
+    require(of_rows == rows);
+  require(length(ks) == length(top_k_hits) && length(brier_sum) == 1);
+  require(length(by_cell) == 3 && length(by_confidence) == 3 && by_confidence.shape(1) == confidence_counts.shape(0));
+  DetailSums sums;
+  sums.classes = length(class_hits);
+  sums.n_k = length(ks);
+  sums.cells = static_cast<Index>(by_cell.shape(1));
+  sums.confidence_cells = length(confidence_counts);
+  sums.class_hits = class_hits.data();
+  sums.ks = ks.data();
+  sums.top_k_hits = top_k_hits.data();
+  sums.brier = brier_sum.data();
+  sums.by_cell = by_cell.data();
+  sums.by_confidence = by_confidence.data();
+  sums.confidence_counts = confidence_counts.data();
   const AddedRows added{rows, pointer(weights, rows), ranks.data()};
   nb::gil_scoped_release release;
-  add_hits(added, labels.data(), length(of_class), of_class.data(), ks.data(), length(ks), top_k.data());
-}
-
-void by_cell(const Vector<Index>& cell, const Weights& weights, const Vector<Index>& ranks,
-             const Vector<double>& values, const OutMatrix<double>& sums) {
-  const Index rows = length(cell);
-  require(length(ranks) == rows && length(values) == rows && length(sums) == 3);
-  const AddedRows added{rows, pointer(weights, rows), ranks.data()};
-  nb::gil_scoped_release release;
-  add_by_cell(
-      added, [&](Index i) { return cell.data()[i]; }, values.data(), static_cast<Index>(sums.shape(1)), sums.data(),
-      nullptr);
-}
-
-void by_confidence(const Vector<double>& confidence, const Weights& weights, const Vector<Index>& ranks,
-                   const OutMatrix<double>& sums, const OutVector<Index>& counts) {
-  const Index rows = length(confidence), cells = length(counts);
-  require(length(ranks) == rows && length(sums) == 3 && static_cast<Index>(sums.shape(1)) == cells);
-  const AddedRows added{rows, pointer(weights, rows), ranks.data()};
-  nb::gil_scoped_release release;
-  add_by_cell(
-      added, [&](Index i) { return cell_of_confidence(confidence.data()[i], cells); }, confidence.data(), cells,
-      sums.data(), counts.data());
+  add_details(added, {labels.data(), loss.data(), confidence.data(), brier.data(), cell.data()}, sums);
 }
 
 }  // namespace
 
 void bind_judging(nb::module_& m) {
-  m.def("rank_rows", &rank);
-  m.def("power_sums", &sums_of_powers);
+  m.def("judge_rows", &judge);
   m.def("cells_of_keys", &cells_of_keys);
   m.def("add_losses", &losses);
-  m.def("add_hits", &hits);
-  m.def("add_by_cell", &by_cell);
-  m.def("add_by_confidence", &by_confidence);
+  m.def("add_details", &details);
 }
 
 }  // namespace softmaxloss

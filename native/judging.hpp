@@ -4,53 +4,11 @@
 // Indices are those of the caller's arrays, which another thread may write to: one that is out of range is left out.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <cstdint>
 
 #include "problem.hpp"
 
 namespace softmaxloss {
-
-// Rows of few classes, one after another: the first largest entry, and how many are ahead of the label's; of equal
-// entries the lower index is. (Without branches, which would be guessed wrong.)
-template <class T>
-void rank_rows(const T* scores, Index classes, const Index* labels, Index begin, Index end, Index* prediction,
-               Index* rank, T* top) {
-  for (Index i = begin; i < end; ++i) {
-    const T* const row = scores + i * classes;
-    const Index label = std::clamp<Index>(labels[i], 0, classes - 1);
-    const T own = row[label];
-    T largest = row[0];
-    Index first = 0, ahead = 0;
-    for (Index j = 0; j < classes; ++j) {
-      const T value = row[j];
-      const bool larger = value > largest;
-      largest = larger ? value : largest;
-      first = larger ? j : first;
-      ahead += (value > own) | ((value == own) & (j < label));
-    }
-    prediction[i] = first;
-    rank[i] = ahead;
-    top[i] = largest;
-  }
-}
-
-// The sum of each row's entries, and that of their squares.
-template <class T>
-void power_sums(const T* values, Index classes, Index begin, Index end, double* sums, double* squares) {
-  for (Index i = begin; i < end; ++i) {
-    const T* const row = values + i * classes;
-    double sum = 0.0, square = 0.0;
-    for (Index j = 0; j < classes; ++j) {
-      const double value = row[j];
-      sum += value;
-      square += value * value;
-    }
-    sums[i] = sum;
-    squares[i] = square;
-  }
-}
 
 // The finaliser of SplitMix64 (G. L. Steele, D. Lea, C. H. Flood, 2014), of which the highest bits are the cell.
 inline Index cell_of_key(std::uint64_t key, int bits) {
@@ -87,34 +45,54 @@ inline void add_losses(const AddedRows& rows, const Index* labels, const double*
   }
 }
 
-// Weights of the rows whose prediction is right by class, and of those whose label is among the k first by k.
-inline void add_hits(const AddedRows& rows, const Index* labels, Index classes, double* hits, const Index* ks,
-                     Index n_k, double* top_k_hits) {
-  for (Index i = 0; i < rows.count; ++i) {
-    const Index label = labels[i];
-    if (is_below(label, classes)) hits[label] += rows.hit(i);
-    for (Index k = 0; k < n_k; ++k) top_k_hits[k] += rows.rank[i] < ks[k] ? rows.weight(i) : 0.0;
-  }
-}
-
-// Weights, weighted values and hits by cell: `sums` has a row of `cells` for each of the three.
-template <class CellOf>
-void add_by_cell(const AddedRows& rows, const CellOf& cell_of, const double* values, Index cells, double* sums,
-                 Index* counts) {
-  for (Index i = 0; i < rows.count; ++i) {
-    const Index cell = cell_of(i);
-    if (!is_below(cell, cells)) continue;
-    if (counts) ++counts[cell];
-    sums[cell] += rows.weight(i);
-    sums[cells + cell] += rows.weighted(i, values[i]);
-    sums[2 * cells + cell] += rows.hit(i);
-  }
-}
-
 // The cell of a confidence from 0 to 1; probabilities may exceed 1 within their tolerance.
 inline Index cell_of_confidence(double confidence, Index cells) {
   const double cell = confidence * static_cast<double>(cells), last = static_cast<double>(cells - 1);
   return static_cast<Index>(cell < last ? cell : last);
+}
+
+// What is added up of rows besides their losses, each sum in the order of the rows.
+struct DetailSums {
+  Index classes = 0, n_k = 0, cells = 0, confidence_cells = 0;
+  double* class_hits = nullptr;  // weights of the rows whose prediction is right, by class
+  const Index* ks = nullptr;
+  double* top_k_hits = nullptr;        // of those whose label is among the k first, by k
+  double* brier = nullptr;             // one number
+  double* by_cell = nullptr;           // weights, weighted losses and hits: three rows of `cells`
+  double* by_confidence = nullptr;     // weights, weighted confidences and hits: three rows of `confidence_cells`
+  Index* confidence_counts = nullptr;  // rows
+};
+
+// What is known of each row.
+struct Details {
+  const Index* labels;
+  const double* loss;
+  const double* confidence;
+  const double* brier;
+  const Index* cell;
+};
+
+inline void add_to_cell(double* sums, Index cells, Index cell, double weight, double value, double hit) {
+  sums[cell] += weight;
+  sums[cells + cell] += value;
+  sums[2 * cells + cell] += hit;
+}
+
+inline void add_details(const AddedRows& rows, const Details& of, const DetailSums& to) {
+  double brier = *to.brier;
+  for (Index i = 0; i < rows.count; ++i) {
+    const double weight = rows.weight(i), hit = rows.hit(i);
+    if (is_below(of.labels[i], to.classes)) to.class_hits[of.labels[i]] += hit;
+    for (Index k = 0; k < to.n_k; ++k) to.top_k_hits[k] += rows.rank[i] < to.ks[k] ? weight : 0.0;
+    brier += rows.weighted(i, of.brier[i]);
+    if (is_below(of.cell[i], to.cells))
+      add_to_cell(to.by_cell, to.cells, of.cell[i], weight, rows.weighted(i, of.loss[i]), hit);
+    const Index sure = cell_of_confidence(of.confidence[i], to.confidence_cells);
+    if (!is_below(sure, to.confidence_cells)) continue;
+    ++to.confidence_counts[sure];
+    add_to_cell(to.by_confidence, to.confidence_cells, sure, weight, rows.weighted(i, of.confidence[i]), hit);
+  }
+  *to.brier = brier;
 }
 
 }  // namespace softmaxloss

@@ -1,6 +1,7 @@
 // The kernels of one instruction set: this file is compiled once for each, with SOFTMAXLOSS_ISA naming it.
 #include "hessian_rows.hpp"
 #include "instruction_sets.hpp"
+#include "judging_rows.hpp"
 #include "loss_by_tiles.hpp"
 #include "loss_rows.hpp"
 #include "softmax_rows.hpp"
@@ -9,7 +10,7 @@
 namespace softmaxloss::SOFTMAXLOSS_ISA {
 
 template <class T>
-constexpr Kernels<T> kKernels = {contiguous_loss<T>, tiled_loss<T>, hessian<T>, statistics<T>, softmax<T>};
+constexpr Kernels<T> kKernels = {contiguous_loss<T>, tiled_loss<T>, hessian<T>, statistics<T>, softmax<T>, judge<T>};
 
 Kernels<float> float_kernels() { return kKernels<float>; }
 Kernels<double> double_kernels() { return kKernels<double>; }

@@ -129,6 +129,27 @@ struct SoftmaxProblem {
   bool stream = false;
 };
 
+// What the numbers of a row that is judged are.
+enum class Scores { kLogits, kLogProbabilities, kProbabilities };
+
+// Up to so many classes, several rows are judged at once.
+constexpr Index kMostFewJudged = 40;
+
+// What evaluation is told of each row; of one that holds NaN or +inf, anything but a `sum` that is finite.
+template <class T>
+struct JudgingProblem {
+  Index classes = 0;
+  Scores kind = Scores::kLogits;
+  const T* scores = nullptr;      // rows one after another
+  const Index* labels = nullptr;  // one a row; one that is none counts as the nearest
+  double* sum = nullptr;          // of the probabilities; of logits, relative to a number near the largest
+  double* least = nullptr;        // of the probabilities, the least; of others, anything
+  Index* prediction = nullptr;    // the first of the largest scores; null where only sums are asked for, and then
+  Index* rank = nullptr;          // how many classes are ahead of the label, by score or as equals of a lower index
+  double* confidence = nullptr;   // the prediction's probability
+  double* brier = nullptr;        // the sum over classes of (p - q)^2, q being the label's one-hot vector
+};
+
 // Memory for one thread: `scratch` holds kScratchRows rows of scratch_row_length(classes) elements, aligned to 64
 // bytes.
 constexpr int kScratchRows = 4;
@@ -181,6 +202,7 @@ struct Kernels {
   BadDistribution (*hessian)(const HessianProblem<T>&, Index begin, Index end, T* scratch);
   void (*statistics)(const StatisticsProblem<T>&, Index begin, Index end, T* scratch);
   void (*softmax)(const SoftmaxProblem<T>&, Index begin, Index end, T* scratch);
+  void (*judge)(const JudgingProblem<T>&, Index begin, Index end);
 };
 
 }  // namespace softmaxloss

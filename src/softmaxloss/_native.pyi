@@ -81,14 +81,17 @@ def survey_labels(
     weights: NDArray[np.float64] | None,
     class_weight: NDArray[np.float64] | None,
 ) -> tuple[int, int, float]: ...
-def rank_rows(
+def judge_rows(
     scores: NDArray[Any],
     labels: NDArray[np.int64],
-    prediction: NDArray[np.int64],
-    rank: NDArray[np.int64],
-    top: NDArray[Any],
+    kind: int,
+    sums: NDArray[np.float64],
+    least: NDArray[np.float64],
+    prediction: NDArray[np.int64] | None,
+    rank: NDArray[np.int64] | None,
+    confidence: NDArray[np.float64] | None,
+    brier: NDArray[np.float64] | None,
 ) -> None: ...
-def power_sums(values: NDArray[Any], sums: NDArray[np.float64], squares: NDArray[np.float64]) -> None: ...
 def cells_of_keys(keys: NDArray[np.uint64], start: int, bits: int, cells: NDArray[np.int64]) -> None: ...
 def add_losses(
     labels: NDArray[np.int64],
@@ -98,27 +101,21 @@ def add_losses(
     weight: NDArray[np.float64],
     total: NDArray[np.float64],
 ) -> None: ...
-def add_hits(
+def add_details(
     labels: NDArray[np.int64],
     weights: NDArray[np.float64] | None,
     rank: NDArray[np.int64],
-    hits: NDArray[np.float64],
+    loss: NDArray[np.float64],
+    confidence: NDArray[np.float64],
+    brier: NDArray[np.float64],
+    cell: NDArray[np.int64],
+    class_hits: NDArray[np.float64],
     ks: NDArray[np.int64],
     top_k_hits: NDArray[np.float64],
-) -> None: ...
-def add_by_cell(
-    cell: NDArray[np.int64],
-    weights: NDArray[np.float64] | None,
-    rank: NDArray[np.int64],
-    values: NDArray[np.float64],
-    sums: NDArray[np.float64],
-) -> None: ...
-def add_by_confidence(
-    confidence: NDArray[np.float64],
-    weights: NDArray[np.float64] | None,
-    rank: NDArray[np.int64],
-    sums: NDArray[np.float64],
-    counts: NDArray[np.int64],
+    brier_sum: NDArray[np.float64],
+    by_cell: NDArray[np.float64],
+    by_confidence: NDArray[np.float64],
+    confidence_counts: NDArray[np.int64],
 ) -> None: ...
 def get_num_threads() -> int: ...
 def set_num_threads(threads: int) -> None: ...

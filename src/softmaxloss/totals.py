@@ -17,7 +17,7 @@ from softmaxloss.measures.confusion import ConfusionCounts
 from softmaxloss.measures.inputs import Rows, as_weights, check_arrays, rows_that_count
 from softmaxloss.measures.moments import Moments
 from softmaxloss.measures.reliability import n_cells
-from softmaxloss.measures.rows import KINDS, Kind, RowMeasures, confidences, losses, measure_rows
+from softmaxloss.measures.rows import KINDS, Kind, RowMeasures, losses, measure_rows
 from softmaxloss.measures.worst import LargestRows
 
 __all__ = ["Kind", "Totals"]
@@ -231,8 +231,7 @@ class Totals:
         self._add_details(measured, rows.numbers[scored], weights, None if groups is None else groups[scored])
 
     def _add_losses(self, scores: NDArray[Any], rows: Rows, n: int) -> None:
-        given, scores = scores.dtype, np.ascontiguousarray(scores, kernel_dtype(scores.dtype))
-        loss = losses(scores, rows.labels, rows.numbers, self.kind, given)
+        loss = losses(scores, rows.labels, rows.numbers, self.kind)
         labels, weights = rows.labels, rows.weights
         missing = np.isnan(loss)
         if missing.any():
@@ -274,15 +273,25 @@ class Totals:
         weights: NDArray[np.float64] | None,
         groups: NDArray[Any] | None,
     ) -> None:
-        loss, labels, rank = measured.loss, measured.labels, measured.rank
+        loss, labels = measured.loss, measured.labels
         ks = np.array([min(k, self.n_classes) for k in self.top_k], np.int64)
-        _native.add_hits(labels, weights, rank, self.sums["class_hits"], ks, self.sums["top_k_hits"])
-        confidence, brier = confidences(measured, self.kind)
-        self.sums["brier"] += _weighted(brier, weights).sum()
         cell = cells_of_rows(rows, self.seed) if groups is None else cells_of_groups(groups, self.seed)
-        _native.add_by_cell(cell, weights, rank, loss, self.sums["cells"])
-        by_confidence = self.sums["reliability"], self.counts["reliability"]
-        _native.add_by_confidence(confidence, weights, rank, *by_confidence)
+        _native.add_details(
+            labels,
+            weights,
+            measured.rank,
+            loss,
+            measured.confidence,
+            measured.brier,
+            cell,
+            self.sums["class_hits"],
+            ks,
+            self.sums["top_k_hits"],
+            self.sums["brier"],
+            self.sums["cells"],
+            self.sums["reliability"],
+            self.counts["reliability"],
+        )
         self.confusion.add(labels, measured.prediction)
         self.worst_rows.add(loss, rows, labels, measured.prediction)
 
@@ -294,7 +303,3 @@ class Totals:
         self.exponent = exponent
         self.sums = {name: np.ldexp(total, shift) for name, total in self.sums.items()}
         self.moments = self.moments.times(2 * shift)
-
-
-def _weighted(values: NDArray[np.float64], weights: NDArray[np.float64] | None) -> NDArray[np.float64]:
-    return values if weights is None else weights * values
