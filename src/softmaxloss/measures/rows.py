@@ -90,11 +90,11 @@ def _checked_losses(
     if kind == "log_probabilities":
         if not passed.all():
             _check_log_probabilities(scores, own, rows, tolerance, name)
-        return np.subtract(0.0, own)
+        return np.asarray(0.0 - own)
     if not (passed & (least >= 0)).all():
         _check_probabilities(scores, own, rows, tolerance, name)
     with np.errstate(divide="ignore"):
-        return np.subtract(0.0, np.log(own, out=own))  # 0 where it is 0, not -0
+        return np.asarray(0.0 - np.log(own, out=own))  # 0 where it is 0, not -0
 
 
 def _judge(
