@@ -30,8 +30,9 @@ class FewJudged {
     for (Index row = begin; row < end; row += kLanes<T>) {
       const Index count = std::min<Index>(kLanes<T>, end - row);
       const T* from = problem_.scores + row * classes_;
-      // What is read of the last row may reach past its end.
-      if (count < kLanes<T> || (classes_ < kQuad<T> && row + count == end)) from = staged(from, count);
+      // A quad of a shorter row reaches into the rows after it.
+      const bool reaches_past = (end - row - count + 1) * classes_ < kQuad<T>;
+      if (count < kLanes<T> || reaches_past) from = staged(from, count);
       load_rows(from);
       judge(row, from, count);
     }
