@@ -5,7 +5,7 @@ the exception: it runs in softmaxloss's process, in turn with it, from the logit
 that it writes, so that both have the same pages of memory. Between turns the threads of the one before fall asleep.
 
 Every call of a case uses other buffers than the call before: as many as it takes for all of a kind (the logits, soft
-labels, the gradients for out=, those written in place) to be four times the last level of cache together, each used
+labels, the gradients for out=, those written in place) to be eight times the last level of cache together, each used
 again only when the rest have been. Otherwise the numbers tell how much of the buffers happens to be in the cache: where
 it is 32 MB, copying 33 MB again and again takes 1.3 times less than when other work comes between, and copying 2.6 MB
 4.7 times less, which flatters now memcpy, now a contender. New arrays, of softmaxloss without out= and of the peers

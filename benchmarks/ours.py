@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,28 +20,28 @@ def load(case: Case, threads: int, buffers: int) -> Operations:
 
     sl.set_num_threads(threads)
     data = case.data()
-    inputs = list(zip(copies(data.logits, buffers), copies(data.labels, buffers), strict=True))
-    # Written, so that their pages are there.
-    outs = copies(np.ones_like(data.logits), buffers)
+    # The targets of gradients are written, so that their pages are there.
+    kinds = copies(data.logits, buffers), copies(data.labels, buffers), copies(np.ones_like(data.logits), buffers)
     over = deque(copies(data.logits.copy(), buffers))
     options = {"axis": case.axis, **data.options}
-    next_input, next_pair = in_turn(inputs), in_turn([(*one, out) for one, out in zip(inputs, outs, strict=True)])
+    # One rotation for all operations: with one each, the first call of a turn could meet what the turn before has used.
+    next_buffers = in_turn(list(zip(*kinds, strict=True)))
     both = sl.softmax_cross_entropy_and_grad
 
     def loss() -> Any:
-        logits, labels = next_input()
+        logits, labels, _ = next_buffers()
         return sl.softmax_cross_entropy(logits, labels, **options)
 
     def grad() -> Any:
-        logits, labels, out = next_pair()
+        logits, labels, out = next_buffers()
         return both(logits, labels, out=out, **options)
 
     def grad_new() -> Any:
-        logits, labels = next_input()
+        logits, labels, _ = next_buffers()
         return both(logits, labels, **options)
 
     def grad_in_place() -> Any:
-        logits, (_, labels) = over[0], next_input()
+        logits, (_, labels, _) = over[0], next_buffers()
         return both(logits, labels, out=logits, **options)
 
     def restore() -> None:
@@ -55,11 +56,11 @@ def load(case: Case, threads: int, buffers: int) -> Operations:
         "grad_new": Operation(grad_new),
     }
     if importlib.util.find_spec("torch"):
-        operations["copy"] = _copy([logits for logits, _ in inputs], outs, threads)
+        operations["copy"] = _copy(next_buffers, threads)
     return operations
 
 
-def _copy(sources: list[NDArray[Any]], targets: list[NDArray[Any]], threads: int) -> Operation:
+def _copy(next_buffers: Callable[[], tuple[NDArray[Any], ...]], threads: int) -> Operation:
     import torch
 
     def tensor(array: NDArray[Any]) -> Any:
@@ -67,10 +68,9 @@ def _copy(sources: list[NDArray[Any]], targets: list[NDArray[Any]], threads: int
         return torch.from_numpy(array.view(f"i{array.itemsize}"))
 
     torch.set_num_threads(threads)
-    next_pair = in_turn([(tensor(target), tensor(source)) for source, target in zip(sources, targets, strict=True)])
 
     def copy() -> Any:
-        target, source = next_pair()
-        return target.copy_(source)
+        logits, _, out = next_buffers()
+        return tensor(out).copy_(tensor(logits))
 
     return Operation(copy)

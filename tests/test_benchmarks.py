@@ -349,8 +349,8 @@ def test_last_level_cache_is_that_of_all_groups(tmp_path, levels, total):
 
 def test_buffers_outgrow_the_cache(monkeypatch):
     monkeypatch.setattr(rotation, "last_level_cache_bytes", lambda: 32 << 20)
-    assert rotation.buffers(Case((8192, 1024))) == 4
-    assert rotation.buffers(Case((8192, 1000))) == 5
+    assert rotation.buffers(Case((8192, 1024))) == 8
+    assert rotation.buffers(Case((8192, 1000))) == 9
     assert rotation.buffers(Case((1, 10))) == 1
     assert rotation.buffers(Case((1 << 20, 1 << 20))) == 1  # more than there is room for
 
