@@ -163,46 +163,54 @@ T row_maximum(Source& source, Index classes) {
 // Sums a row relative to out.reference and out.origin. False if a class exceeds the reference by more than the slack.
 template <Dense kDense, bool kStore, class Source, class W, class T = typename Source::T>
 bool sum_terms(RowSum<T>& out, LabelSum& labels, Source& source, const DenseTargets<T>& targets, Index classes,
-               Index pivot, T* scratch, W& lent_writer) {
-  Borrowed<W> borrowed{lent_writer};
-  W& writer = borrowed.own;
+               Index pivot, T* terms, W& row_writer) {
+  typename W::Loop writer(row_writer);
   const ReferenceVectors<T> reference(out.reference);
   const Vec<T> origin = splat(out.origin), limit = splat(most_above(out.reference));
   WideSum<T> sum, target_dot, target_sum, label_sum;
   Extremes<T> extremes;
+  BlockSums<T> sums;
 
   for (Index begin = 0; begin < classes; begin += kBlock<T>) {
     const Index end = std::min(begin + kBlock<T>, classes);
     const auto block = source.block(std::min(begin, last_group<T>(classes)));
-    BlockSums<T> sums;
     Index j = begin;
     const auto whole_groups = [&](Index until) __attribute__((always_inline)) {
-      for (; j + kGroup<T> <= until; j += kGroup<T>) {
+      for (; j < until; j += kGroup<T>) {
         block.prefetch(j);
-        add_group<T, kDense, kStore>(sums, extremes, block.group(j), targets.from(j), reference, origin, scratch + j,
+        add_group<T, kDense, kStore>(sums, extremes, block.group(j), targets.from(j), reference, origin, terms + j,
                                      EveryClass<T>());
         writer.step();
       }
     };
-    const auto counted_group = [&]() __attribute__((always_inline)) {
-      const Index group = std::min(j, last_group<T>(classes));
+    const auto counted_group = [&](Index group) __attribute__((always_inline)) {
       add_group<T, kDense, kStore>(sums, extremes, block.group(group), targets.from(group), reference, origin,
-                                   scratch + group, Counted<T>(group, j, pivot));
+                                   terms + group, Counted<T>(group, j, pivot));
       writer.step();
       j += kGroup<T>;
     };
-    if (pivot >= begin && pivot < end) {
+    const Index whole_end = begin + (end - begin) / kGroup<T> * kGroup<T>;
+    if (pivot >= begin && pivot < whole_end) {
       whole_groups(begin + (pivot - begin) / kGroup<T> * kGroup<T>);
-      counted_group();
+      counted_group(j);
     }
-    whole_groups(end);
-    if (j < end) counted_group();
+    whole_groups(whole_end);
+    if (j < end) {
+      if constexpr (Source::kHasRest && kDense == Dense::kNone) {
+        add_group<T, kDense, kStore>(sums, extremes, block.rest(j, classes - j), targets, reference, origin, terms + j,
+                                     Counted<T>(j, j, pivot));
+        writer.step();
+      } else {
+        counted_group(last_group<T>(classes));
+      }
+    }
 
     if (any_above<T>(keep_nan_max(extremes.maximum[0], extremes.maximum[1]), limit)) return false;
     sum.add((sums.sum[0] + sums.sum[1]) + (sums.sum[2] + sums.sum[3]));
     if constexpr (kDense != Dense::kNone) target_dot.add(sums.target_dot[0] + sums.target_dot[1]);
     if constexpr (kDense == Dense::kAffineRow) target_sum.add(sums.target_sum[0] + sums.target_sum[1]);
     if constexpr (per_row(kDense)) label_sum.add(sums.label_sum[0] + sums.label_sum[1]);
+    sums = {};
   }
   out.rest = sum.value() / kExpScale<T>;
   out.maximum = max_lane<T>(keep_nan_max(extremes.maximum[0], extremes.maximum[1]));
@@ -217,7 +225,7 @@ bool sum_terms(RowSum<T>& out, LabelSum& labels, Source& source, const DenseTarg
 
 template <Dense kDense, bool kStore, class Source, class W, class T = typename Source::T>
 RowSum<T> sum_row(LabelSum& labels, Source& source, const DenseTargets<T>& targets, Index classes,
-                  const Pivot<T>& pivot, T* scratch, W& writer) {
+                  const Pivot<T>& pivot, T* terms, W& writer) {
   const T at_pivot = static_cast<T>(pivot.logit);
   RowSum<T> out;
   const auto start_from = [&](T maximum) {
@@ -226,9 +234,9 @@ RowSum<T> sum_row(LabelSum& labels, Source& source, const DenseTargets<T>& targe
     out.origin = out.reference.origin != T{0} ? out.reference.origin : maximum;
   };
   start_from(first_maximum(source));
-  if (!sum_terms<kDense, kStore>(out, labels, source, targets, classes, pivot.index, scratch, writer)) {
+  if (!sum_terms<kDense, kStore>(out, labels, source, targets, classes, pivot.index, terms, writer)) {
     start_from(row_maximum(source, classes));
-    sum_terms<kDense, kStore>(out, labels, source, targets, classes, pivot.index, scratch, writer);
+    sum_terms<kDense, kStore>(out, labels, source, targets, classes, pivot.index, terms, writer);
   }
   return out;
 }

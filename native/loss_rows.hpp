@@ -57,8 +57,7 @@ class LossRows {
         classes_(problem.classes),
         slopes_(scratch + 2 * scratch_row_length(problem.classes)),
         source_(problem.transform, problem.logits.storage, kGradient == Gradient::kNone ? nullptr : slopes_, nullptr),
-        scratch_(scratch),
-        spare_(scratch + scratch_row_length(problem.classes)),
+        terms_(scratch, problem.classes),
         pending_(problem) {}
 
   BadDistribution run(Index begin, Index end) {
@@ -71,6 +70,7 @@ class LossRows {
           return one_row(row, label, targets, gradient.get());
         });
     writer_.finish();
+    shared_line_.write();
     if constexpr (kStream) stream_fence();
     if (later()) pending_.finish(end);
     return bad;
@@ -102,7 +102,7 @@ class LossRows {
     LabelSum labels;
     Pivot<T> pivot;
     if constexpr (!per_row(kDense)) pivot = Pivot<T>{label, source_.value(label), 0.0};
-    RowSum<T> sum = sum_row<kDense, kWrites>(labels, source_, targets, classes_, pivot, scratch_, writer_);
+    RowSum<T> sum = sum_row<kDense, kWrites>(labels, source_, targets, classes_, pivot, terms_.get(), writer_);
     writer_.finish();
     if (per_row(kDense) && !is_distribution(labels.sum, labels.least, targets_.tolerance))
       return {row, labels.sum, labels.least};
@@ -116,7 +116,7 @@ class LossRows {
       pending_.skip(row);
     }
     RowTerms terms = row_terms(sum, pivot);
-    const double scratch_total = terms.total;  // relative to the reference that the scratch was filled with
+    const double scratch_total = terms.total;  // relative to the reference of the terms
     if constexpr (per_row(kDense)) {
       if (has_dominant_class(sum, terms, pivot)) {
         pivot = largest_as_pivot<kDense>(sum, source_, targets, classes_);
@@ -135,7 +135,8 @@ class LossRows {
       if (pivot.index >= 0)
         at_pivot = source_.slope(pivot.index) *
                    (pivot_gradient(terms, spike, sum.target_sum, pivot.dense, b) + c * terms.share);
-      write({gradient, classes_, scratch_, given, T{0}, T{0}, pivot.index, static_cast<T>(at_pivot)}, a_over_total, b);
+      write({gradient, classes_, terms_.get(), given, T{0}, T{0}, pivot.index, static_cast<T>(at_pivot)}, a_over_total,
+            b);
     }
     return {};
   }
@@ -150,11 +151,13 @@ class LossRows {
       const ReferenceVectors<T> reference(sum.reference);
       const double of_pivot = scaled_exp<T>(splat(static_cast<T>(pivot.logit)), reference)[0] / kExpScale<T>;
       const double a = problem_.gradient_scale * weight * spike / (sum.rest + of_pivot);
-      write({gradient, classes_, scratch_, {}, T{0}, T{0}, pivot.index, static_cast<T>(-a * sum.rest)}, a, 0.0);
+      terms_.get()[pivot.index] = static_cast<T>(-sum.rest * kExpScale<T>);  // p - 1 = -rest / total
+      write({gradient, classes_, terms_.get()}, a, 0.0);
     }
     return true;
   }
 
+  // Writes a row's gradient, or has it written while the next one is read.
   void write(RowGradient<T> row, double a_over_total, double b) {
     row.a = static_cast<T>(a_over_total / kExpScale<T>);
     row.b = static_cast<T>(b);
@@ -163,15 +166,15 @@ class LossRows {
     } else if constexpr (Source::kPrepared) {
       write_prepared<kDense>(row, problem_.gradient.storage, slopes_);
     } else {
-      writer_ = RowWriter(row);
-      std::swap(scratch_, spare_);
+      writer_.begin(row, shared_line_, source_.end(classes_));
+      terms_.keep();
     }
   }
 
   void write_in_double(const RowGradient<T>& row, double a_over_total, double b) const {
     write_blocks<T>(problem_.gradient.storage, row.out, classes_, [&](Index j) {
       if (j == row.replaced) return row.replacement;
-      double value = scratch_[j] / kExpScale<T> * a_over_total;
+      double value = row.terms[j] / kExpScale<T> * a_over_total;
       if constexpr (kDense != Dense::kNone)
         value -= b * static_cast<double>(dense_target_scalar<T, kDense>(row.targets, j));
       if constexpr (Source::kPrepared) value *= slopes_[j];
@@ -198,9 +201,9 @@ class LossRows {
   Index classes_;
   T* slopes_;
   Source source_;
-  T* scratch_;
-  T* spare_;
+  TermsInTurn<T> terms_;
   RowWriter writer_;
+  SharedLine<T> shared_line_;
   PendingLosses<T> pending_;
 };
 

@@ -154,7 +154,7 @@ struct JudgingProblem {
 // bytes.
 constexpr int kScratchRows = 4;
 constexpr Index scratch_row_length(Index classes) {
-  return (classes + 127) / 64 * 64;  // the loops write whole groups of up to 64 elements
+  return (classes + 191) / 64 * 64;  // the loops write whole groups of up to 64 elements, from within a line on
 }
 
 constexpr Index kMostTileRows = 512;

@@ -5,8 +5,10 @@
 // namespace named for the instruction set, so that the copies of one source never meet in the linker.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -162,6 +164,23 @@ ALWAYS_INLINE Vec<double> lower_as_doubles(Vec<float> v) { return __builtin_conv
 ALWAYS_INLINE Vec<double> upper_as_doubles(Vec<float> v) { return __builtin_convertvector(upper(v), Vec<double>); }
 #endif
 
+// As many integers as a vector of T has lanes, each as wide as a lane.
+template <class T>
+struct IntegersOf {
+  typedef std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t> Lane;
+  typedef Lane type __attribute__((vector_size(kVectorBytes)));
+};
+template <class T>
+using Integers = typename IntegersOf<T>::type;
+
+// 0, 1, 2, ...
+template <class T>
+ALWAYS_INLINE Integers<T> lane_numbers() {
+  Integers<T> lanes{};
+  for (int i = 0; i < kLanes<T>; ++i) lanes[i] = i;
+  return lanes;
+}
+
 // The first `count` lanes, fewer than all.
 template <class T>
 ALWAYS_INLINE void store_first(T* p, Vec<T> v, int count) {
@@ -174,6 +193,34 @@ ALWAYS_INLINE void store_first(T* p, Vec<T> v, int count) {
   for (int i = 0; i < count; ++i) p[i] = lanes[i];
 #endif
 }
+
+// The first `count` numbers at p, of which no others are touched, and -inf after them; `count` may be 0 or less, or
+// more than there are lanes. Where the instruction set has no such load, kHasPartialLoads is false.
+#if defined(__AVX512F__)
+constexpr bool kHasPartialLoads = true;
+template <class T>
+ALWAYS_INLINE Vec<T> load_first(const T* p, Index count) {
+  constexpr T kFill = -std::numeric_limits<T>::infinity();
+  const auto lanes = static_cast<unsigned>(std::clamp<Index>(count, 0, kLanes<T>));
+  const auto mask = (1u << lanes) - 1;
+  if constexpr (sizeof(T) == 4) return _mm512_mask_loadu_ps(splat(kFill), static_cast<__mmask16>(mask), p);
+  if constexpr (sizeof(T) == 8) return _mm512_mask_loadu_pd(splat(kFill), static_cast<__mmask8>(mask), p);
+}
+#elif defined(__AVX2__)
+constexpr bool kHasPartialLoads = true;
+template <class T>
+ALWAYS_INLINE Vec<T> load_first(const T* p, Index count) {
+  constexpr T kFill = -std::numeric_limits<T>::infinity();
+  using Lane = typename IntegersOf<T>::Lane;
+  const Integers<T> mask = lane_numbers<T>() < Integers<T>{} + static_cast<Lane>(std::min<Index>(count, kLanes<T>));
+  Vec<T> v;
+  if constexpr (sizeof(T) == 4) v = (Vec<T>)_mm256_maskload_ps(p, (__m256i)mask);
+  if constexpr (sizeof(T) == 8) v = (Vec<T>)_mm256_maskload_pd(p, (__m256i)mask);
+  return mask ? v : splat(kFill);
+}
+#else
+constexpr bool kHasPartialLoads = false;
+#endif
 
 // Halves against each other until one lane is left: a chain over all lanes would cost the latency of each.
 template <class V, class Combine>
@@ -212,15 +259,6 @@ ALWAYS_INLINE bool any_above(Vec<T> v, Vec<T> limit) {
 #endif
 }
 
-// As many integers as a vector of T has lanes, each as wide as a lane.
-template <class T>
-struct IntegersOf {
-  typedef std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t> Lane;
-  typedef Lane type __attribute__((vector_size(kVectorBytes)));
-};
-template <class T>
-using Integers = typename IntegersOf<T>::type;
-
 // The base-2 logarithm of how many entries a table has that look_up takes; 0 where there is no instruction for it.
 #if defined(__AVX512F__)
 template <class T>
@@ -249,13 +287,5 @@ ALWAYS_INLINE Integers<T> look_up(const typename IntegersOf<T>::Lane* table, Int
   return (Integers<T>)_mm256_permutevar8x32_epi32(entries, (__m256i)index);
 }
 #endif
-
-// 0, 1, 2, ...
-template <class T>
-ALWAYS_INLINE Integers<T> lane_numbers() {
-  Integers<T> lanes{};
-  for (int i = 0; i < kLanes<T>; ++i) lanes[i] = i;
-  return lanes;
-}
 
 }  // namespace softmaxloss::SOFTMAXLOSS_ISA

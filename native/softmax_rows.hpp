@@ -16,8 +16,7 @@ class SoftmaxRows {
       : problem_(problem),
         classes_(problem.classes),
         divided_(scratch),
-        scratch_(divided_ + scratch_row_length(classes_)),
-        spare_(scratch_ + scratch_row_length(classes_)),
+        terms_(divided_ + scratch_row_length(classes_), classes_),
         source_({}, problem.logits.storage, nullptr, nullptr) {}
 
   void run(Index begin, Index end) {
@@ -29,6 +28,7 @@ class SoftmaxRows {
       output.advance();
     }
     writer_.finish();
+    shared_line_.write();
     if constexpr (kStream) stream_fence();
   }
 
@@ -52,13 +52,13 @@ class SoftmaxRows {
     LabelSum unused;
     Pivot<T> pivot;
     source_.open(reinterpret_cast<const char*>(logits), classes_);
-    RowSum<T> sum = sum_row<Dense::kNone, kTerms>(unused, source_, {}, classes_, pivot, scratch_, writer_);
+    RowSum<T> sum = sum_row<Dense::kNone, kTerms>(unused, source_, {}, classes_, pivot, terms_.get(), writer_);
     writer_.finish();
     RowTerms terms = row_terms(sum, pivot);
     if constexpr (kTerms) {
       const T scale = static_cast<T>(1.0 / terms.total / kExpScale<T>);
-      writer_ = RowWriter({output, classes_, scratch_, {}, scale, T{0}, -1, T{0}});
-      std::swap(scratch_, spare_);
+      writer_.begin({output, classes_, terms_.get(), {}, scale, T{0}}, shared_line_, source_.end(classes_));
+      terms_.keep();
       return;
     }
     if (has_dominant_class(sum, terms, pivot)) {
@@ -87,10 +87,10 @@ class SoftmaxRows {
   const SoftmaxProblem<T>& problem_;
   Index classes_;
   T* divided_;
-  T* scratch_;
-  T* spare_;
+  TermsInTurn<T> terms_;
   Source source_;
   RowWriter writer_;
+  SharedLine<T> shared_line_;
 };
 
 template <class T>

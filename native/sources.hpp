@@ -60,11 +60,28 @@ class DirectSource {
     const char* first_;
   };
 
+  // The last logits of a row, and -inf after them.
+  class Rest {
+   public:
+    Rest(const char* first, Index count) : first_(reinterpret_cast<const T*>(first)), count_(count) {}
+    ALWAYS_INLINE Vec<T> logits(Index j) const { return load_first(first_ + j, count_ - j); }
+    ALWAYS_INLINE Vec<T> exponential(Index, Vec<T> z, const ReferenceVectors<T>& reference) const {
+      return scaled_exp<T>(z, reference);
+    }
+
+   private:
+    const T* first_;
+    Index count_;
+  };
+  static constexpr bool kHasRest = kHasPartialLoads && kStorage == kStorageOf<T>;
+
   class Block {
    public:
     explicit Block(const char* row) : row_(row) {}
     // The logits from j on.
     ALWAYS_INLINE Group group(Index j) const { return Group(row_ + j * kSize); }
+    // The same where there are so many, fewer than a group.
+    ALWAYS_INLINE Rest rest(Index j, Index count) const { return Rest(row_ + j * kSize, count); }
     // Asks for the group of logits so many bytes on, the next row's too: the hardware's own prefetch stops at each
     // page, and the stores of a gradient then wait (measured: 20 to 30% of the time of loss and gradient out of cache).
     ALWAYS_INLINE void prefetch(Index j) const {
@@ -102,6 +119,8 @@ class DirectSource {
     return z;
   }
   Longer<T> value(Index j) const { return logit(j); }
+  // Where the next row begins, if it follows this one.
+  const char* end(Index classes) const { return row_ + classes * kSize; }
   double slope(Index) const { return 1.0; }
   double offset() const { return 0.0; }
 
@@ -118,7 +137,7 @@ template <class Computed>
 class PreparedSource {
  public:
   using T = Computed;
-  static constexpr bool kPrepared = true;
+  static constexpr bool kPrepared = true, kHasRest = false;
 
   class Group {
    public:

@@ -1,35 +1,32 @@
 // How a row's gradient leaves its scratch: a * e_j - b * t_j, times dv/dz.
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #include "dense_targets.hpp"
+#include "lines.hpp"
 
 namespace softmaxloss::SOFTMAXLOSS_ISA {
 
 struct NoWriter {
-  void step() {}
+  struct Loop {
+    explicit Loop(NoWriter&) {}
+    void step() {}
+  };
   void finish() {}
-};
-
-// A copy of a writer, given back at the end: a local that no store can alias, so that it stays in registers.
-template <class W>
-struct Borrowed {
-  W& lender;
-  W own = lender;
-  ~Borrowed() { lender = own; }
 };
 
 // One row's gradient: where it goes and what it is made of.
 template <class T>
 struct RowGradient {
-  char* out;
-  Index classes;
-  const T* terms;  // e_j, padded to whole groups
-  DenseTargets<T> targets;
-  T a;
-  T b;
-  Index replaced = -1;  // the entry known more exactly, which takes the place of what the loop computes
+  char* out = nullptr;
+  Index classes = 0;
+  const T* terms = nullptr;  // e_j, padded to whole groups
+  DenseTargets<T> targets{};
+  T a = T{0};
+  T b = T{0};
+  Index replaced = -1;  // the entry known more exactly, which takes the place of what is computed here
   T replacement = T{0};
 };
 
@@ -46,99 +43,187 @@ ALWAYS_INLINE T gradient_scalar(const RowGradient<T>& row, Index j) {
   return fused_multiply_add(row.terms[j], row.a, dense_target_scalar<T, kDense>(row.targets, j) * -row.b);
 }
 
+// Two rows of terms, each from the start of a cache line on: one is filled while the other is written out.
+template <class T>
+class TermsInTurn {
+ public:
+  TermsInTurn(T* memory, Index classes) : filled_(memory), other_(memory + scratch_row_length(classes)) {}
+  T* get() const { return filled_; }
+  void keep() { std::swap(filled_, other_); }
+
+ private:
+  T *filled_, *other_;
+};
+
+// A field of an object, loaded by itself: a compiler would load several as one vector, which has to wait until those
+// just stored have reached the cache, behind all stores before them.
+template <class V>
+ALWAYS_INLINE V by_itself(const V& field) {
+  V value = field;
+#if defined(__aarch64__)
+  if constexpr (std::is_floating_point_v<V>)
+    asm("" : "+w"(value));
+  else
+    asm("" : "+r"(value));
+#elif defined(__x86_64__)
+  if constexpr (std::is_floating_point_v<V>)
+    asm("" : "+x"(value));
+  else
+    asm("" : "+r"(value));
+#endif
+  return value;
+}
+
 // Writes a row a group at a time, while the next one is read: the gradient of a DirectSource.
 template <class T, Storage kStorage, Dense kDense, bool kStream>
 class PipelinedWriter {
+  static constexpr Index kSize = size_of(kStorage);
+  static constexpr Index kLine = kLineBytes / kSize;
+  static_assert(!kStream || kStorage == kStorageOf<T>);
+
  public:
-  PipelinedWriter() = default;
-  explicit PipelinedWriter(const RowGradient<T>& row) : row_(row) {
+  // `reading` is where the numbers begin that are read meanwhile.
+  void begin(const RowGradient<T>& row, SharedLine<T>& shared, const char* reading) {
+    row_ = loaded(row);
+    shared_ = &shared;
+    next_ = 0;
+    wait_ = kStream ? groups_to_wait(row.out, reading) : 0;
+    if (row.classes < kLine) return;
+    const auto past = static_cast<Index>(reinterpret_cast<std::uintptr_t>(row.out) % kLineBytes) / kSize;
     if constexpr (kStream) {
-      // Only whole cache lines may go past the cache: a partial one, as this row shares with the next, costs a read.
-      // Asked for now, it will be there when all the stores before have gone out in their order.
-      __builtin_prefetch(row.out + row.classes * kSize - 1, 1);
-      const auto past = static_cast<Index>(reinterpret_cast<std::uintptr_t>(row.out) % kLineBytes / kSize);
-      if (past != 0) write_few(std::min(kLine - past, row.classes));
+      if (past == 0) return;
+      next_ = kLine - past;
+      T* const to = shared.complete(row.out);
+      for (Index j = 0; j < next_; j += kLanes<T>) store(to + j, gradient_vector<kDense>(row, j));
+      if (row.replaced >= 0 && row.replaced < next_) to[row.replaced] = row.replacement;
+    } else {
+      // Stores that cross cache lines take twice as long: a few twice, and then the others from a line's start on.
+      next_ = kLine - past;
+      for (Index j = 0; j < kLine; j += kLanes<T>)
+        store_as<T, kStorage>(row.out + j * kSize, gradient_vector<kDense>(row, j));
     }
   }
 
-  ALWAYS_INLINE void step() {
-    if (next_ + kGroup<T> > row_.classes) return;
-#pragma GCC unroll 2
-    for (int pair = 0; pair < kVectorsPerGroup / 2; ++pair) write_pair();
-  }
+  // What a loop needs of the writer, as locals, which no store can alias: they stay in registers.
+  class Loop {
+   public:
+    explicit Loop(PipelinedWriter& writer)
+        : writer_(writer), row_(loaded(writer.row_)), next_(by_itself(writer.next_)), wait_(by_itself(writer.wait_)) {}
+    ~Loop() { writer_.next_ = next_; }
+
+    ALWAYS_INLINE void step() {
+      if (next_ + kGroup<T> > row_.classes || wait_-- > 0) return;
+#pragma GCC unroll 4
+      for (int vector = 0; vector < kVectorsPerGroup; vector += 2) write_pair();
+    }
+
+    ALWAYS_INLINE void write_pair() {
+      if constexpr (kStream) {
+        write_vector();
+        write_vector();
+      } else {
+        const Vec<T> first = vector(), second = vector();
+        store_pair_as<T, kStorage>(row_.out + (next_ - 2 * kLanes<T>)*kSize, first, second);
+      }
+    }
+
+    ALWAYS_INLINE void write_vector() {
+      const Vec<T> value = vector();
+      stream(reinterpret_cast<T*>(row_.out) + (next_ - kLanes<T>), value);
+    }
+
+    bool has(Index count) const { return next_ + count <= row_.classes; }
+
+   private:
+    ALWAYS_INLINE Vec<T> vector() {
+      next_ += kLanes<T>;
+      return gradient_vector<kDense>(row_, next_ - kLanes<T>);
+    }
+
+    PipelinedWriter& writer_;
+    const RowGradient<T> row_;
+    Index next_, wait_;
+  };
 
   void finish() {
-    while (next_ + kGroup<T> <= row_.classes) step();
-    if constexpr (kStream)
-      while (next_ + kLine <= row_.classes)
-        for (int u = 0; u < kLine; u += kLanes<T>) write_vector<true>();
-    write_few(row_.classes - next_);
-    if (row_.replaced >= 0) write_replacement();
+    {
+      wait_ = 0;
+      Loop loop(*this);
+      while (loop.has(kGroup<T>)) loop.step();
+      if constexpr (kStream)
+        while (loop.has(kLine))
+          for (Index j = 0; j < kLine; j += kLanes<T>) loop.write_vector();
+    }
+    if constexpr (kStream) {
+      if (shared_) shared_->write();
+      if (next_ < row_.classes) hold_rest();
+      if (row_.replaced >= 0) write_replaced();
+    } else {
+      write_rest();
+      if (row_.replaced >= 0) write_run(kStorage, at(row_.replaced), 1, &row_.replacement);
+    }
     row_ = {};
     next_ = 0;
   }
 
  private:
-  static constexpr Index kSize = size_of(kStorage);
-  static constexpr Index kLineBytes = 64;
-  static constexpr Index kLine = kLineBytes / kSize;
-  static_assert(!kStream || kStorage == kStorageOf<T>);
+  static ALWAYS_INLINE RowGradient<T> loaded(const RowGradient<T>& row) {
+    RowGradient<T> result{by_itself(row.out), by_itself(row.classes), by_itself(row.terms), {}, by_itself(row.a), T{0}};
+    if constexpr (kDense != Dense::kNone) {
+      result.targets = {by_itself(row.targets.dense), by_itself(row.targets.scale), by_itself(row.targets.shift)};
+      result.b = by_itself(row.b);
+    }
+    result.replaced = by_itself(row.replaced);
+    result.replacement = by_itself(row.replacement);
+    return result;
+  }
+
+  // A load waits for the stores before it that are on their way to an address which differs by a multiple of 4096, as
+  // far as a processor can tell. Where writing is just so far ahead of reading, it is held back by some groups.
+  static Index groups_to_wait(const char* writing, const char* reading) {
+    constexpr std::uintptr_t kPage = 4096, kOnTheirWay = 512, kLoad = 64;
+    const std::uintptr_t ahead =
+        (reinterpret_cast<std::uintptr_t>(writing) - reinterpret_cast<std::uintptr_t>(reading)) % kPage;
+    return ahead == 0 || ahead > kOnTheirWay ? 0 : static_cast<Index>((ahead + kLoad) / (kGroup<T> * kSize) + 1);
+  }
 
   char* at(Index j) const { return row_.out + j * kSize; }
 
-  ALWAYS_INLINE void write_pair() {
-    if constexpr (kStream) {
-      write_vector<true>();
-      write_vector<true>();
-    } else {
-      store_pair_as<T, kStorage>(at(next_), gradient_vector<kDense>(row_, next_),
-                                 gradient_vector<kDense>(row_, next_ + kLanes<T>));
-      next_ += 2 * kLanes<T>;
-    }
+  // What is less than a line, up to the row's last class and not beyond; values before it may be written again.
+  void hold_rest() {
+    const Index count = row_.classes - next_;
+    T* const end = shared_->begin(at(next_), count) + count;
+    for (Index back = kLine; back > 0; back -= kLanes<T>)
+      store(end - back, gradient_vector<kDense>(row_, row_.classes - back));
+    if (row_.replaced >= next_) end[row_.replaced - row_.classes] = row_.replacement;
   }
 
-  template <bool kPastCache>
-  ALWAYS_INLINE void write_vector() {
-    const Vec<T> value = gradient_vector<kDense>(row_, next_);
-    if constexpr (kPastCache)
-      stream(reinterpret_cast<T*>(at(next_)), value);
-    else
-      store_as<T, kStorage>(at(next_), value);
-    next_ += kLanes<T>;
-  }
-
-  void write_few(Index count) {
-    for (; count >= kLanes<T>; count -= kLanes<T>) write_vector<false>();
-    if (count == 0) return;
-    if constexpr (kDense == Dense::kNone && kStorage == kStorageOf<T>) {
-      store_first(reinterpret_cast<T*>(at(next_)), gradient_vector<kDense>(row_, next_), static_cast<int>(count));
-      next_ += count;
-    } else {
-      for (; count > 0; --count, ++next_) {
-        const T value = gradient_scalar<kDense>(row_, next_);
-        write_run(kStorage, at(next_), 1, &value);
-      }
-    }
-  }
-
-  void write_replacement() {
+  // A line with the replaced entry, which is past the cache already: to write all of it again is cheaper than to fetch
+  // it for that one.
+  void write_replaced() {
     const Index j = row_.replaced;
-    const Index line = j - static_cast<Index>(reinterpret_cast<std::uintptr_t>(at(j)) % kLineBytes / kSize);
-    if (!kStream || line < 0 || line + kLine > row_.classes) {
-      write_run(kStorage, at(j), 1, &row_.replacement);
-      return;
-    }
-    if constexpr (kStream) {
-      // The line is past the cache already: to write all of it again is cheaper than to fetch it for one entry.
-      alignas(kLineBytes) T values[kLine];
-      for (Index i = 0; i < kLine; i += kLanes<T>) store(values + i, gradient_vector<kDense>(row_, line + i));
-      values[j - line] = row_.replacement;
-      for (Index i = 0; i < kLine; i += kLanes<T>) stream(reinterpret_cast<T*>(at(line)) + i, load(values + i));
+    const Index line = j - static_cast<Index>(reinterpret_cast<std::uintptr_t>(at(j)) % kLineBytes) / kSize;
+    if (line < 0 || j >= next_) return;  // in a shared line
+    alignas(kLineBytes) T values[kLine];
+    for (Index i = 0; i < kLine; i += kLanes<T>) store(values + i, gradient_vector<kDense>(row_, line + i));
+    values[j - line] = row_.replacement;
+    for (Index i = 0; i < kLine; i += kLanes<T>) stream(reinterpret_cast<T*>(at(line)) + i, load(values + i));
+  }
+
+  void write_rest() {
+    const auto write_vector = [&](Index j) { store_as<T, kStorage>(at(j), gradient_vector<kDense>(row_, j)); };
+    for (; next_ + kLanes<T> <= row_.classes; next_ += kLanes<T>) write_vector(next_);
+    if (next_ == row_.classes) return;
+    if (row_.classes >= kLanes<T>) return write_vector(row_.classes - kLanes<T>);
+    for (; next_ < row_.classes; ++next_) {
+      const T value = gradient_scalar<kDense>(row_, next_);
+      write_run(kStorage, at(next_), 1, &value);
     }
   }
 
-  RowGradient<T> row_{};
-  Index next_ = 0;
+  RowGradient<T> row_;
+  Index next_ = 0, wait_ = 0;
+  SharedLine<T>* shared_ = nullptr;
 };
 
 // Writes value(j) for each class, a block at a time.
