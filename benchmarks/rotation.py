@@ -15,8 +15,8 @@ from benchmarks.cases import Case
 
 T = TypeVar("T")
 
-# The buffers of one kind, such as the logits, take this many times the last level of cache together. (Where 32 MB are
-# shared by two processors of one machine, reading four times that again and again is still 1.2 times faster than eight.)
+# The buffers of one kind, such as the logits, take this many times the last level of cache together. (Reading four times
+# a cache of 32 MB again and again was still 1.2 times faster than eight times.)
 CACHES = 8
 
 # Smaller cases stay in the caches: what they measure is the call.

@@ -50,7 +50,8 @@ class SharedLine {
   static constexpr Index kSize = sizeof(T);
   T* values() { return values_ + kCount; }  // another line before and after them may be written over
 
-  alignas(kLineBytes) T values_[3 * kCount];
+  // All in one page: a store across two is slow enough to be seen.
+  alignas(4 * kLineBytes) T values_[3 * kCount];
   Index first_ = 0, end_ = 0;  // those that are there
   char* line_ = nullptr;
 };

@@ -231,7 +231,7 @@ def test_table_tells_small_calls_in_microseconds():
 
 def test_table_owns_up_to_too_few_buffers():
     assert "too little memory here for as many with 8 x 3" in tables.dense(results(SECONDS, size=1 << 25, buffers=3))
-    assert "too little memory" not in tables.dense(results(SECONDS, size=1 << 25, buffers=4))
+    assert "too little memory" not in tables.dense(results(SECONDS, size=1 << 25, buffers=8))
 
 
 def test_slow_operations_join_fewer_rounds():
