@@ -15,8 +15,8 @@ from benchmarks.cases import Case
 
 T = TypeVar("T")
 
-# The buffers of one kind, such as the logits, take this many times the last level of cache together. (Reading four times
-# a cache of 32 MB again and again was still 1.2 times faster than eight times.)
+# The buffers of one kind, such as the logits, take this many times the last level of cache together. (With four times a
+# cache of 32 MB, reading again and again was still 1.2 times faster than with eight.)
 CACHES = 8
 
 # Smaller cases stay in the caches: what they measure is the call.
