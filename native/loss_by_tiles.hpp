@@ -79,13 +79,16 @@ void loss_of_kind(const LossProblem<T>& problem, Index begin, Index end, T* scra
     loss_by_tiles<T, TileKind::kPlain, kGradient>(problem, begin, end, scratch);
 }
 
-// Whether rows of adjacent classes, at least a vector of them, lie one after another: those that rowwise.hpp takes.
+// From so many classes on, rows as they lie are quicker than tiles (measured), or at least not slower.
+template <class T>
+constexpr Index kFewestRowwiseClasses = kPermutes ? 5 : kLanes<T>;
+
+// Whether rows of adjacent classes lie one after another: those that rowwise.hpp takes.
 template <class T, class Byte>
 bool lie_in_a_row(const RowsOf<Byte>& rows, Index classes) {
   const Runs<Byte> runs(rows);
-  return classes >= kLanes<T> && classes <= kMostRowwiseClasses && rows.storage == kStorageOf<T> &&
-         classes_are_adjacent(rows, classes) && runs.are_one() &&
-         runs.stride() == classes * static_cast<Index>(sizeof(T));
+  return classes >= kFewestRowwiseClasses<T> && classes <= kMostRowwiseClasses && classes_are_adjacent(rows, classes) &&
+         runs.are_one() && runs.stride() == classes * size_of(rows.storage);
 }
 
 template <class T, bool kGradient>

@@ -50,6 +50,28 @@ ALWAYS_INLINE void transpose_quads(Vec<double> (&v)[2]) {
   v[0] = low;
 }
 
+// The even (kOdd = 0) or odd quads of two vectors, one after the other.
+template <class T, int kOdd, std::size_t... kLane>
+ALWAYS_INLINE Vec<T> quads_in_turn(Vec<T> a, Vec<T> b, std::index_sequence<kLane...>) {
+  constexpr auto source = [](std::size_t lane) {
+    const int quad = 2 * (static_cast<int>(lane) / kQuad<T>)+kOdd;  // of both vectors' in a row
+    return quad * kQuad<T> + static_cast<int>(lane) % kQuad<T>;
+  };
+  return __builtin_shufflevector(a, b, source(kLane)...);
+}
+
+// Lanes hold sums of kRows rows, each in parts: of some rows in a, of as many others in b. The parts of both, half as
+// many, so that in the end there is a lane for each row, in their order.
+template <class T, int kRows>
+ALWAYS_INLINE Vec<T> sums_side_by_side(Vec<T> a, Vec<T> b) {
+  if constexpr (kRows < kQuad<T>) {
+    return interleaved<T, kRows, 0>(a, b) + interleaved<T, kRows, 1>(a, b);
+  } else {
+    constexpr auto lanes = std::make_index_sequence<kLanes<T>>();
+    return quads_in_turn<T, 0>(a, b, lanes) + quads_in_turn<T, 1>(a, b, lanes);
+  }
+}
+
 // A vector of the quads at p, p + step, ...
 template <class T>
 ALWAYS_INLINE Vec<T> load_quads(const char* p, Index step) {

@@ -1,5 +1,4 @@
-// The loss of rows whose classes, few but a vector at least, lie side by side, as they lie: the terms of a tile of rows
-// are one run of numbers.
+// The loss of rows whose few classes lie side by side, as they lie: the terms of a tile of rows are one run of numbers.
 //
 // All are relative to one reference, near the tile's largest logit: a power of two, which cancels. A tile in which some
 // row is too far below it, or is not ordinary for another reason, is left to tile_loss.hpp, which has a reference for
@@ -27,13 +26,17 @@ class RowwiseLoss {
         classes_(problem.classes),
         weighted_(problem.targets.spike || problem.weights),
         terms_(scratch),
-        staging_(scratch + rowwise_scratch_elements(sizeof(T)) / 2) {
+        staging_(scratch + rowwise_scratch_elements(sizeof(T)) / 2),
+        last_((problem.classes - 1) / kLanes<T> * kLanes<T>),
+        in_last_(lane_numbers<T>() < Integers<T>{} + static_cast<Lane>(problem.classes - last_)) {
+    for (Lane row = 0, i = 0; row < kLanes<T>; ++row)
+      for (Index j = 0; j < classes_; ++j) row_of_[i++] = row;
     if (!weighted_) std::fill_n(a_, kMostTileRows, ordinary_scale<T>(problem.gradient_scale));
   }
 
   // The rows [row, row + count), a tile; false, and no gradient is written, if some row is not ordinary.
   bool run(Index row, Index count) {
-    const T* const logits = reinterpret_cast<const T*>(problem_.logits.data) + row * classes_;
+    const T* const logits = logits_of(row, count);
     const auto reference = Reference<T>::near(maximum_of(logits, count * classes_));
     if (reference.origin != T{0}) return false;
     set_terms(logits, count, ReferenceVectors<T>(reference));
@@ -48,7 +51,17 @@ class RowwiseLoss {
   }
 
  private:
+  using Lane = typename IntegersOf<T>::Lane;
+
   static constexpr Index rounded_up(Index count, Index unit) { return (count + unit - 1) / unit * unit; }
+
+  const T* logits_of(Index row, Index count) const {
+    const Storage storage = problem_.logits.storage;
+    const char* const logits = problem_.logits.data + row * classes_ * size_of(storage);
+    if (storage == kStorageOf<T>) return reinterpret_cast<const T*>(logits);
+    read_run(storage, logits, count * classes_, staging_);
+    return staging_;
+  }
 
   // Terms of 0 where there is no row, to the end of the last vector of rows.
   void set_terms(const T* logits, Index count, const ReferenceVectors<T>& reference) {
@@ -57,7 +70,7 @@ class RowwiseLoss {
 #pragma GCC unroll 4
       for (Index u = 0; u < kGroup<T>; u += kLanes<T>) store(to + u, scaled_exp<T>(load(from + u), reference));
     };
-    constexpr Index kAhead = 4096 / sizeof(T), kLine = 64 / sizeof(T);  // bytes: see DirectSource
+    constexpr Index kAhead = kRowwiseBytes / sizeof(T), kLine = 64 / sizeof(T);  // a tile: the next one is asked for
     for (Index j = 0; j < whole; j += kGroup<T>) {
       for (Index u = 0; u < kGroup<T>; u += kLine) __builtin_prefetch(logits + j + kAhead + u);
       group(logits + j, terms_ + j);
@@ -102,34 +115,26 @@ class RowwiseLoss {
     std::fill(a_ + count, a_ + rounded_up(count, kLanes<T>), T{0});
   }
 
-  // The sums of a vector of rows, a quad of classes at a time. The last may go back over classes counted before, which
-  // are masked.
-  ALWAYS_INLINE Vec<T> sum(Index i) const {
-    const Index step = kQuad<T> * classes_ * static_cast<Index>(sizeof(T));
-    const char* const from = reinterpret_cast<const char*>(terms_ + i * classes_);
-    const auto quads = [&](int k, Index j) __attribute__((always_inline)) {
-      return load_quads<T>(from + (k * classes_ + j) * static_cast<Index>(sizeof(T)), step);
-    };
-    const Index last = classes_ - kQuad<T>, whole = (classes_ - 1) / kQuad<T> * kQuad<T>;
-    Vec<T> sums[kQuad<T>] = {};
-    for (Index j = 0; j < whole; j += kQuad<T>) {
-#pragma GCC unroll 4
-      for (int k = 0; k < kQuad<T>; ++k) sums[k] += quads(k, j);
-    }
-    const Integers<T> in_quad = lane_numbers<T>() & (Integers<T>{} + (kQuad<T> - 1));
-    const Integers<T> counted = in_quad >= Integers<T>{} + static_cast<typename IntegersOf<T>::Lane>(whole - last);
-#pragma GCC unroll 4
-    for (int k = 0; k < kQuad<T>; ++k) sums[k] += counted ? quads(k, last) : Vec<T>{};
-    transpose_quads(sums);
-    if constexpr (kQuad<T> == 4)
-      return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  // Vectors of which lane by lane adds up to a row's sum.
+  ALWAYS_INLINE Vec<T> parts_of_sum(const T* row) const {
+    Vec<T> sum = in_last_ ? load(row + last_) : Vec<T>{};
+    for (Index j = 0; j < last_; j += kLanes<T>) sum += load(row + j);
+    return sum;
+  }
+
+  // The sums of kRows rows, each in as many lanes as there are vectors for each row, in the order of the rows.
+  template <int kRows>
+  ALWAYS_INLINE Vec<T> sums(const T* row) const {
+    if constexpr (kRows == 1)
+      return parts_of_sum(row);
     else
-      return sums[0] + sums[1];
+      return sums_side_by_side<T, kRows / 2>(sums<kRows / 2>(row), sums<kRows / 2>(row + kRows / 2 * classes_));
   }
 
   // The losses and factors of a vector of rows. Tells, lane by lane, which are ordinary.
   ALWAYS_INLINE Integers<T> finish(Index i) {
-    const Vec<T> of_label = load(of_label_ + i), rest = sum(i), total = rest + of_label;
+    const Vec<T> of_label = load(of_label_ + i), rest = sums<kLanes<T>>(terms_ + i * classes_);
+    const Vec<T> total = rest + of_label;
     const Vec<T> value = log1p<T>(rest / of_label);
     store(value_ + i, value);
     Integers<T> ordinary = is_ordinary_loss<T>(of_label, rest, value) & (total >= kLeastTotal<T>);
@@ -150,17 +155,36 @@ class RowwiseLoss {
 
   void write(Index row, Index count) {
     for (Index i = 0; i < count; ++i) terms_[i * classes_ + label_[i]] = T{0} - rest_[i];
-    T* const gradient = reinterpret_cast<T*>(problem_.gradient.data) + row * classes_;
-    T* const out = problem_.stream ? staging_ : gradient;
-    for (Index i = 0; i < count; ++i) {
-      const T* const from = terms_ + i * classes_;
-      T* const to = out + i * classes_;
-      const Vec<T> factor = splat(factor_[i]);
-      for (Index j = 0; j + kLanes<T> <= classes_; j += kLanes<T>) store(to + j, load(from + j) * factor);
-      const Index last = classes_ - kLanes<T>;
-      store(to + last, load(from + last) * factor);
+    const Storage storage = problem_.gradient.storage;
+    char* const out = problem_.gradient.data + row * classes_ * size_of(storage);
+    T* const gradient = reinterpret_cast<T*>(out);
+    const bool directly = storage == kStorageOf<T> && !problem_.stream;
+    const Index size = count * classes_, direct = directly ? count / kLanes<T> * kLanes<T> : 0;
+    for (Index i = 0; i < count; i += kLanes<T>) scale_rows(i, (i < direct ? gradient : staging_) + i * classes_);
+    if (storage != kStorageOf<T>)
+      write_run(storage, out, size, staging_);
+    else if (problem_.stream)
+      stream_run(staging_, gradient, size);
+    else
+      std::memcpy(gradient + direct * classes_, staging_ + direct * classes_,
+                  static_cast<std::size_t>(size - direct * classes_) * sizeof(T));
+  }
+
+  // Writes a vector of rows, which is as many vectors as there are classes.
+  ALWAYS_INLINE void scale_rows(Index i, T* out) const {
+    const T* const from = terms_ + i * classes_;
+    if constexpr (kPermutes) {
+      const Vec<T> factors = load(factor_ + i);
+      for (Index j = 0; j < kLanes<T> * classes_; j += kLanes<T>)
+        store(out + j, load(from + j) * lanes_at<T>(factors, load_integers<T>(row_of_ + j)));
+    } else {
+      for (Index begin = 0; begin < kLanes<T> * classes_; begin += classes_) {
+        const Vec<T> factor = splat(factor_[i++]);
+        const auto scale = [&](Index j) { store(out + j, load(from + j) * factor); };
+        for (Index j = 0; j + kLanes<T> <= classes_; j += kLanes<T>) scale(begin + j);
+        scale(begin + classes_ - kLanes<T>);  // once more, where the row is no whole vectors
+      }
     }
-    if (problem_.stream) stream_run(staging_, gradient, count * classes_);
   }
 
   const LossProblem<T>& problem_;
@@ -168,6 +192,9 @@ class RowwiseLoss {
   const bool weighted_;  // by class or row
   T* const terms_;
   T* const staging_;
+  const Index last_;  // where a row's last vector begins
+  const Integers<T> in_last_;
+  alignas(64) Lane row_of_[kMostRowwiseClasses * kLanes<T>];  // that an element of a vector of rows is in
 
   // One a row.
   static constexpr Index kRows = kMostTileRows + kLanes<T>;

@@ -194,6 +194,29 @@ ALWAYS_INLINE void store_first(T* p, Vec<T> v, int count) {
 #endif
 }
 
+// In each lane the lane of v that the index names. Where the instruction set has none, kPermutes is false.
+#if defined(__AVX512F__)
+constexpr bool kPermutes = true;
+template <class T>
+ALWAYS_INLINE Vec<T> lanes_at(Vec<T> v, Integers<T> index) {
+  if constexpr (sizeof(T) == 4) return _mm512_maskz_permutexvar_ps(0xffff, (__m512i)index, (__m512)v);
+  if constexpr (sizeof(T) == 8) return _mm512_maskz_permutexvar_pd(0xff, (__m512i)index, (__m512d)v);
+}
+#elif defined(__AVX2__)
+constexpr bool kPermutes = true;
+template <class T>
+ALWAYS_INLINE Vec<T> lanes_at(Vec<T> v, Integers<T> index) {
+  if constexpr (sizeof(T) == 8) {
+    const __m256i twice = _mm256_slli_epi64((__m256i)index, 1);  // in halves of lanes: 2 i and 2 i + 1 for i
+    index = (Integers<T>)_mm256_add_epi32(_mm256_or_si256(twice, _mm256_slli_epi64(twice, 32)),
+                                          _mm256_set1_epi64x(std::int64_t{1} << 32));
+  }
+  return (Vec<T>)_mm256_permutevar8x32_ps((__m256)v, (__m256i)index);
+}
+#else
+constexpr bool kPermutes = false;
+#endif
+
 // The first `count` numbers at p, of which no others are touched, and -inf after them; `count` may be 0 or less, or
 // more than there are lanes. Where the instruction set has no such load, kHasPartialLoads is false.
 #if defined(__AVX512F__)
