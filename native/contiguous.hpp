@@ -178,6 +178,8 @@ bool sum_terms(RowSum<T>& out, LabelSum& labels, Source& source, const DenseTarg
     const auto whole_groups = [&](Index until) __attribute__((always_inline)) {
       for (; j < until; j += kGroup<T>) {
         block.prefetch(j);
+        if constexpr (per_row(kDense))
+          prefetch_group(reinterpret_cast<const char*>(targets.dense + j), kGroup<T> * sizeof(T));
         add_group<T, kDense, kStore>(sums, extremes, block.group(j), targets.from(j), reference, origin, terms + j,
                                      EveryClass<T>());
         writer.step();

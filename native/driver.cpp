@@ -166,29 +166,6 @@ bool adjacent(const LossProblem<T>& problem) {
          adjacent(problem.gradient, problem.classes);
 }
 
-// What `count` numbers sum to, and the least of them and 0; in lanes that a compiler makes vectors of.
-template <bool kAdjacent, class T>
-std::pair<double, double> sum_and_least(const T* values, Index stride, Index count) {
-  const Index step = kAdjacent ? 1 : stride;
-  constexpr Index kLanes = 8;
-  double sums[kLanes] = {}, least[kLanes] = {};
-  Index j = 0;
-  for (; j + kLanes <= count; j += kLanes) {
-    for (Index lane = 0; lane < kLanes; ++lane) {
-      const double value = values[(j + lane) * step];
-      sums[lane] += value;
-      least[lane] = std::min(least[lane], value);
-    }
-  }
-  for (; j < count; ++j) {
-    sums[0] += values[j * step];
-    least[0] = std::min(least[0], static_cast<double>(values[j * step]));
-  }
-  double sum = 0.0;
-  for (const double lane : sums) sum += lane;
-  return {sum, *std::min_element(least, least + kLanes)};
-}
-
 }  // namespace
 
 template <class T>
@@ -245,15 +222,8 @@ void run_softmax(const SoftmaxProblem<T>& problem, Index rows) {
 
 template <class T>
 BadDistribution check_distribution(const ConstRows& distribution, Index classes, Index rows, double tolerance) {
-  const Index step = distribution.class_stride / static_cast<Index>(sizeof(T));
-  return run<T>(rows, classes, 0, [&](Index begin, Index end, T*) -> BadDistribution {
-    for (Index row = begin; row < end; ++row) {
-      const T* q = reinterpret_cast<const T*>(distribution.data + row_offset(distribution, row));
-      const auto [total, least] =
-          step == 1 ? sum_and_least<true>(q, 1, classes) : sum_and_least<false>(q, step, classes);
-      if (!is_distribution(total, least, tolerance)) return {row, total, least};
-    }
-    return {};
+  return run<T>(rows, classes, 0, [&](Index begin, Index end, T*) {
+    return kernels<T>().check(distribution, classes, begin, end, tolerance);
   });
 }
 

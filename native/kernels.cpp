@@ -1,4 +1,5 @@
 // The kernels of one instruction set: this file is compiled once for each, with SOFTMAXLOSS_ISA naming it.
+#include "distributions.hpp"
 #include "hessian_rows.hpp"
 #include "instruction_sets.hpp"
 #include "judging_rows.hpp"
@@ -10,7 +11,8 @@
 namespace softmaxloss::SOFTMAXLOSS_ISA {
 
 template <class T>
-constexpr Kernels<T> kKernels = {contiguous_loss<T>, tiled_loss<T>, hessian<T>, statistics<T>, softmax<T>, judge<T>};
+constexpr Kernels<T> kKernels = {contiguous_loss<T>, tiled_loss<T>, hessian<T>, statistics<T>,
+                                 softmax<T>,         judge<T>,      check<T>};
 
 Kernels<float> float_kernels() { return kKernels<float>; }
 Kernels<double> double_kernels() { return kKernels<double>; }

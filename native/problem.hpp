@@ -162,7 +162,7 @@ constexpr Index kMostTileRows = 512;
 // The rows of a tile: few enough for it to stay in a first-level cache. But where there are many classes, rows that lie
 // side by side are read in longer pieces from a tile in the second-level cache; at least a cache line of them.
 constexpr Index tile_rows(Index classes, Index element_size) {
-  constexpr Index kFirstLevel = 40 * 1024, kSecondLevel = 384 * 1024, kLongEnough = 128;
+  constexpr Index kFirstLevel = 12 * 1024, kSecondLevel = 384 * 1024, kLongEnough = 128;
   const Index line = 64 / element_size;
   const auto rows_in = [&](Index bytes) { return bytes / (classes * element_size) / line * line; };
   const Index many = rows_in(kFirstLevel), some = rows_in(kSecondLevel);
@@ -203,6 +203,8 @@ struct Kernels {
   void (*statistics)(const StatisticsProblem<T>&, Index begin, Index end, T* scratch);
   void (*softmax)(const SoftmaxProblem<T>&, Index begin, Index end, T* scratch);
   void (*judge)(const JudgingProblem<T>&, Index begin, Index end);
+  // The first row that is not a distribution, if any.
+  BadDistribution (*check)(const ConstRows& distribution, Index classes, Index begin, Index end, double tolerance);
 };
 
 }  // namespace softmaxloss
