@@ -9,6 +9,7 @@
 #include <optional>
 #include <stdexcept>
 #include <type_traits>
+#include <utility>
 
 #include "problem.hpp"
 #include "setup.hpp"
@@ -65,6 +66,42 @@ void require_same_shape(const A& a, const B& b) {
   bool same = a.ndim() == b.ndim();
   for (std::size_t axis = 0; same && axis < a.ndim(); ++axis) same = a.shape(axis) == b.shape(axis);
   if (!same) throw std::invalid_argument("arrays of one shape expected");
+}
+
+// The bytes from an array's first element to its last: [begin, end).
+template <class A>
+std::pair<std::uintptr_t, std::uintptr_t> extent(const A& array) {
+  const auto size = static_cast<std::int64_t>(array.itemsize());
+  std::int64_t first = 0, last = size;
+  for (std::size_t axis = 0; axis < array.ndim(); ++axis) {
+    if (array.shape(axis) == 0) return {0, 0};
+    const std::int64_t span = static_cast<std::int64_t>(array.shape(axis) - 1) * array.stride(axis) * size;
+    (span < 0 ? first : last) += span;
+  }
+  const auto data = reinterpret_cast<std::uintptr_t>(array.data());
+  return {data + static_cast<std::uintptr_t>(first), data + static_cast<std::uintptr_t>(last)};
+}
+
+template <class A, class B>
+bool are_apart(const A& a, const B& b) {
+  const auto [a_begin, a_end] = extent(a);
+  const auto [b_begin, b_end] = extent(b);
+  return a_end <= b_begin || b_end <= a_begin;
+}
+
+template <class A, class B>
+bool are_one(const A& a, const B& b) {
+  bool same = static_cast<const void*>(a.data()) == static_cast<const void*>(b.data());
+  for (std::size_t axis = 0; same && axis < a.ndim(); ++axis) same = a.stride(axis) == b.stride(axis);
+  return same;
+}
+
+// Tells, quickly, that a gradient of the logits' dtype may be written: all of it is apart from the others, or it is the
+// logits.
+inline bool is_plainly_free(const OutArray& gradient, const Array& logits, const Array& labels) {
+  bool same = gradient.ndim() == logits.ndim() && gradient.dtype() == logits.dtype();
+  for (std::size_t axis = 0; same && axis < logits.ndim(); ++axis) same = gradient.shape(axis) == logits.shape(axis);
+  return same && (are_one(gradient, logits) || are_apart(gradient, logits)) && are_apart(gradient, labels);
 }
 
 template <class V>

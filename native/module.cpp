@@ -90,7 +90,8 @@ void row_statistics(const Array& logits, int storage, const std::optional<Vector
   });
 }
 
-// The whole of a call without options: nothing where this is not one, or a label is no class.
+// The whole of a call without options: nothing where this is not one, a label is no class, or the gradient may overlap
+// what is read.
 std::optional<double> quick_loss(const Array& logits, const Array& labels, const std::optional<OutArray>& gradient,
                                  bool mean) {
   const nb::dlpack::dtype dtype = logits.dtype();
@@ -102,6 +103,7 @@ std::optional<double> quick_loss(const Array& logits, const Array& labels, const
   if (labels.ndim() == 1 && (static_cast<Index>(labels.shape(0)) != rows || (rows > 1 && labels.stride(0) != 1)))
     return std::nullopt;
   const Index* label = static_cast<const Index*>(labels.data());
+  if (gradient && !is_plainly_free(*gradient, logits, labels)) return std::nullopt;
   if (!all_are_classes(label, rows, classes)) return std::nullopt;
   const Storage storage = computed_storage(logits);
   return by_storage(storage, [&](auto zero) {

@@ -32,19 +32,12 @@ def check_out(out: Any, logits: NDArray[Any], dtype: np.dtype[Any], *others: Any
     return out
 
 
-def plainly_free(out: Any, logits: NDArray[Any], labels: NDArray[Any]) -> bool:
-    """Tell, quickly, that `check_out` would take `out`: a contiguous array apart from the others, or the logits."""
-    return (
-        type(out) is np.ndarray
-        and out.flags.forc
-        and out.flags.writeable
-        and out.flags.aligned  # the kernel that is called then stores whole elements
-        and (
-            out is logits
-            or (out.dtype == logits.dtype and out.shape == logits.shape and not np.may_share_memory(out, logits))
-        )
-        and not np.may_share_memory(out, labels)
-    )
+def is_plain(out: Any, dtype: np.dtype[Any]) -> bool:
+    """Tell, quickly, that an array may be written, element by element: the kernel of quick calls looks at the rest."""
+    if type(out) is not np.ndarray or out.dtype != dtype:
+        return False
+    flags = out.flags
+    return flags.forc and flags.writeable and flags.aligned
 
 
 def same_memory(a: NDArray[Any], b: NDArray[Any]) -> bool:

@@ -24,7 +24,7 @@ from softmaxloss.backends.layout import (
 )
 from softmaxloss.backends.linear import linear_cross_entropy as linear_cross_entropy
 from softmaxloss.backends.linear import linear_cross_entropy_and_grad as linear_cross_entropy_and_grad
-from softmaxloss.backends.memory import check_out, plainly_free, same_memory
+from softmaxloss.backends.memory import check_out, is_plain, same_memory
 from softmaxloss.labels import Labels, label_error, resolve_labels
 from softmaxloss.options import GivenOptions, GivenTransform, as_array, is_real
 
@@ -46,7 +46,7 @@ def quick_loss_and_grad(logits: Any, labels: Any, reduction: str, out: Any) -> t
         return None
     if out is None:
         out = np.empty(logits.shape, logits.dtype) if logits.flags.c_contiguous else np.empty_like(logits)
-    elif not plainly_free(out, logits, labels):
+    elif not is_plain(out, logits.dtype):
         return None
     loss = _native.quick_loss(logits, labels, out, reduction == "mean")
     return None if loss is None else (rounded(loss, logits.dtype), out)
