@@ -131,13 +131,15 @@ class Softcap<float> {
     // Only for a softcap that leaves tanh and sech^2 well within the range of floats.
     const bool plain = softcap > 0x1p-60 && softcap < 0x1p60 && factor > 0x1p-60 && factor < 0x1p60;
     const double plain_factor = plain ? 1.0 / temperature / softcap : 0.0;
-    plain_factor_ = splat(plain_factor);
+    const double inverse_temperature = plain ? 1.0 / temperature : 0.0;
+    const auto rounded = static_cast<float>(inverse_temperature);
+    plain_factor_ = splat(static_cast<float>(plain_factor));
+    inverse_temperature_ = {splat(rounded), splat(static_cast<float>(inverse_temperature - rounded))};
     inverse_ = splat(static_cast<float>(plain ? 1.0 / softcap : 0.0));
-    for (int i = 0; i < kPlainTerms; ++i) plain_[i] = splat(softcap * kPlainTanh[i]);
     largest_plain_ = std::bit_cast<std::int32_t>(plain ? static_cast<float>(kLargestPlainTanh / plain_factor) : 0.0f);
   }
 
-  // Logits that are small by the softcap, as most are, cost half.
+  // Logits that are small by the softcap, as most are, cost a quarter.
   template <int kVectors, Slopes kSlopes>
   ALWAYS_INLINE void apply(const float* z, Transformed<float>* v) const {
     Bits largest{};
@@ -165,30 +167,21 @@ class Softcap<float> {
 
   static ALWAYS_INLINE Vec<float> minus_absolute(Vec<float> z) { return (Vec<float>)((Bits)z | (Bits)splat(-0.0f)); }
 
-  // The same where z is small.
+  // The same where z is small: v = u - u w with u = z / temperature and w = 1 - tanh(y) / y, an eighth at most, for
+  // y = u / softcap. Its rounding is then small beside v's.
   template <int kVectors, Slopes kSlopes>
   ALWAYS_INLINE void plain(const float* z, Transformed<float>* v) const {
-    Doubles y[kVectors], square[kVectors], p[kVectors];
 #pragma GCC unroll 4
     for (int u = 0; u < kVectors; ++u) {
-      const Doubles wide = to_doubles(load(z + u * kLanes<float>));
-      y[u] = {wide.lower * plain_factor_, wide.upper * plain_factor_};
-      square[u] = {y[u].lower * y[u].lower, y[u].upper * y[u].upper};
-      p[u] = {plain_[0], plain_[0]};
-    }
-#pragma GCC unroll 8
-    for (int i = 1; i < kPlainTerms; ++i) {
-#pragma GCC unroll 4
-      for (int u = 0; u < kVectors; ++u)
-        p[u] = {fused_multiply_add(p[u].lower, square[u].lower, plain_[i]),
-                fused_multiply_add(p[u].upper, square[u].upper, plain_[i])};
-    }
-#pragma GCC unroll 4
-    for (int u = 0; u < kVectors; ++u) {
-      const TwoPart<float> in_two = in_two_parts({y[u].lower * p[u].lower, y[u].upper * p[u].upper});
-      v[u] = {in_two.high, in_two.low, Vec<float>{}, Vec<float>{}};
+      const Vec<float> logits = load(z + u * kLanes<float>);
+      const Vec<float> y = logits * plain_factor_, square = y * y;
+      const TwoPart<float> divided = two_product<float>(logits, inverse_temperature_.high);
+      const TwoPart<float> less = two_product<float>(divided.high, square * plain_tanh_lack(square));
+      const TwoPart<float> difference = fast_two_sum<float>(divided.high, -less.high);
+      const Vec<float> divided_low = fused_multiply_add(logits, inverse_temperature_.low, divided.low);
+      v[u] = {difference.high, difference.low + (divided_low - less.low), Vec<float>{}, Vec<float>{}};
       if constexpr (kSlopes == Slopes::kNone) continue;
-      const Vec<float> t = in_two.high * inverse_;
+      const Vec<float> t = v[u].high * inverse_;
       v[u].slope = fused_multiply_add(-t, t, splat(1.0f));
       v[u].curvature = minus_half_inverse_ * (4.0f * t) * v[u].slope;
     }
@@ -224,9 +217,8 @@ class Softcap<float> {
   Vec<double> factor_, quarter_;
   Vec<float> minus_largest_, minus_half_inverse_;
 
-  static constexpr int kPlainTerms = sizeof kPlainTanh / sizeof(double);
-  Vec<double> plain_factor_, plain_[kPlainTerms];
-  Vec<float> inverse_;
+  Vec<float> plain_factor_, inverse_;
+  TwoPart<float> inverse_temperature_;
   std::int32_t largest_plain_;  // the bits of |z| up to where tanh is a polynomial
 };
 

@@ -1,17 +1,20 @@
 // tanh of half a number with more digits than a vector's numbers have, and sech^2 to a few units in its last place.
 //
-// float is computed in double; double in unevaluated sums of two numbers, `high` and `low`, as are the steps on the way
-// to them. Either way the error is 0.1 of a unit in the last place of `high` at most.
+// float is computed in double, but for small numbers; double in unevaluated sums of two numbers, `high` and `low`, as
+// are the steps on the way to them. Either way the error is 0.1 of a unit in the last place of `high` at most, of small
+// floats a quarter.
 //
-// Method for float, where |y| = |x| / 2 <= 5/8: tanh(y) = y P(y^2), and sech^2(y) = 1 - tanh^2(y).
+// Method for float, where |y| = |x| / 2 <= 5/8: tanh(y) = y - y^3 P(y^2), and sech^2(y) = 1 - tanh^2(y).
 // Elsewhere, where x >= 0: x / ln 2 = n + g, 2^g - 1 = g Q(g), and with em = e^x - 1 = 2^n g Q(g) + (2^n - 1)
 // and r = 1 / (2 + em), tanh(x / 2) = em r, right even where it is next to 0, and sech^2(x / 2) = 4 r (1 - r), right
 // even where tanh is all but 1.
 // Method for double, where x <= 0: x = n ln 2 + f, e^f - 1 = f + f^2/2 + f^3 P(f), em = 2^n (e^f - 1) + (2^n - 1), and
 // tanh(x / 2) = em / (2 + em): no step cancels. With e = em + 1, sech^2(x / 2) = 4 e / (1 + e)^2.
-// All are minimax, and computed for this file. The relative errors are 2^-32 (Q and float's P), and 2^-61, which P adds
-// to e^f - 1.
+// All are minimax, and computed for this file. The relative errors are 2^-32 (Q), 2^-24.6 (float's P), and 2^-61, which
+// double's P adds to e^f - 1.
 #pragma once
+
+#include <iterator>
 
 #include "exp.hpp"
 
@@ -164,11 +167,17 @@ ALWAYS_INLINE Vec<float> to_floats(Doubles v) {
 #endif
 }
 
-// tanh(y) = y P(y^2) for |y| <= kLargestPlainTanh.
 constexpr double kLargestPlainTanh = 0.625;
-constexpr double kPlainTanh[] = {0x1.16fce5fdfaa00p-9,  -0x1.0b5b9e813e691p-7, 0x1.636618936c41ep-6,
-                                 -0x1.b9ea3b37a77fdp-5, 0x1.11104703bd1ebp-3,  -0x1.555552e4d283cp-2,
-                                 0x1.fffffffec30f4p-1};
+
+// (1 - tanh(y) / y) / y^2 for |y| <= kLargestPlainTanh, of y^2.
+ALWAYS_INLINE Vec<float> plain_tanh_lack(Vec<float> square) {
+  constexpr float kPolynomial[] = {-0x1.2c869ep-9f, 0x1.116acap-7f,  -0x1.64a996p-6f,
+                                   0x1.ba08c8p-5f,  -0x1.1110eap-3f, 0x1.555556p-2f};
+  Vec<float> p = splat(kPolynomial[0]);
+#pragma GCC unroll 8
+  for (unsigned i = 1; i < std::size(kPolynomial); ++i) p = fused_multiply_add(p, square, splat(kPolynomial[i]));
+  return p;
+}
 
 // Makes z into e^x - 1 for x = z * factor * ln 2, where z * factor is in [0, 1000]. The vectors go step by step: a
 // processor does not look far enough ahead to interleave them.

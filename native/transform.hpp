@@ -2,7 +2,8 @@
 // z / temperature + bias, and its derivatives.
 //
 // A gradient is as sensitive to v as v is large, so v is not rounded: it is the unevaluated sum of two numbers, `high`
-// and `low`, with an error of 0.1 of a unit in the last place at most where there is a softcap, and far less otherwise.
+// and `low`, with an error of a quarter of a unit in the last place at most where there is a softcap, far less
+// otherwise.
 #pragma once
 
 #include <algorithm>
