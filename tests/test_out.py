@@ -97,6 +97,37 @@ def test_an_unaligned_out(shape, labels_kind):
     assert not memory[1 + logits.nbytes :].any()
 
 
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}, {"soft": True}], ids=str)
+@pytest.mark.parametrize("classes", [65, 1031, 4096])
+def test_large_gradients_are_the_same_everywhere(classes, options, instruction_set):
+    """Past the cache, whose lines rows share or not, in place or elsewhere, by whatever number of threads."""
+    rng = np.random.default_rng(classes)
+    rows = (16 << 20) // (4 * classes) + 3
+    memory = rng.standard_normal((rows * classes + 16,), dtype=np.float32)
+    options = dict(options)
+    if options.pop("soft", False):
+        labels = rng.random((rows, classes), dtype=np.float32)
+        labels /= labels.sum(1, keepdims=True)
+    else:
+        labels = rng.integers(0, classes, rows)
+        labels[rng.integers(0, rows, 5)] = -100
+    logits = memory[3 : 3 + rows * classes].reshape(rows, classes)
+    # Small pieces are not written past the cache.
+    piece = slice(rows // 2 - 7, rows // 2 + 8)
+    expected = sl.softmax_cross_entropy_and_grad(logits[piece], labels[piece], reduction="sum", **options)[1]
+    losses = []
+    for start in (0, 4, 8, 3):  # the last is in place
+        place = memory if start == 3 else np.empty_like(memory)
+        out = place[start : start + rows * classes].reshape(rows, classes)
+        loss, grad = sl.softmax_cross_entropy_and_grad(logits, labels, reduction="sum", out=out, **options)
+        losses.append(loss)
+        np.testing.assert_array_equal(grad[piece], expected)
+        if start == 0:
+            everywhere = grad
+        np.testing.assert_array_equal(grad, everywhere)
+    assert len(set(losses)) == 1
+
+
 def test_out_may_lie_between_labels():
     """The bounds of the two overlap, their elements do not."""
     memory = np.zeros((4, 5))
