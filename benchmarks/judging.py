@@ -188,17 +188,22 @@ def _read(path: Path) -> None:
 def _watched(command: list[str], folder: Path) -> tuple[str, int]:
     """Run a command: what it printed, and its anonymous memory at its peak."""
     peak = 0
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+    # Into a file: a pipe that nobody reads meanwhile takes 64 KB, and then no more.
+    with (
+        tempfile.TemporaryFile("w+") as told,
+        subprocess.Popen(command, cwd=folder, stdout=told, text=True) as process,
+    ):
         while _runs(process):
             try:
                 peak = max(peak, status_bytes("RssAnon", process.pid))
             except OSError:  # it ended a moment ago, and has no memory
                 break
             time.sleep(SAMPLE_SECONDS)
-        told = process.communicate()[0]
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with status {process.returncode}")
-    return told, peak
+        process.wait()
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)} ended with status {process.returncode}")
+        told.seek(0)
+        return told.read(), peak
 
 
 def _runs(process: subprocess.Popen[str]) -> bool:

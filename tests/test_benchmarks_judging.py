@@ -1,6 +1,7 @@
 """The benchmark of evaluation."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -28,3 +29,9 @@ def test_a_file_is_evaluated_by_the_command(tmp_path, monkeypatch):
     assert "1250 rows x 20 float32 logits" in told
     with pytest.raises(ValueError, match="GB free"):
         judging.measure_file(effort, 1e9)
+
+
+def test_a_watched_command_may_print_more_than_a_pipe_holds(tmp_path):
+    told, peak = judging._watched([sys.executable, "-c", "print('x' * 300_000)"], tmp_path)
+    assert told == "x" * 300_000 + "\n"
+    assert peak > 0
