@@ -163,9 +163,13 @@ class LossRows {
     row.b = static_cast<T>(b);
     if (!fits<T>(a_over_total, kExpScale<T>) || !fits<T>(b, 1.0)) {
       write_in_double(row, a_over_total, b);
-    } else if constexpr (Source::kPrepared) {
+    } else if constexpr (Source::kPrepared && !kStream) {
       write_prepared<kDense>(row, problem_.gradient.storage, slopes_);
     } else {
+      if constexpr (Source::kPrepared) {
+        finish_prepared<kDense>(row, terms_.get(), slopes_);
+        row = {row.out, classes_, row.terms, {}, T{1}};
+      }
       writer_.begin(row, shared_line_, source_.end(classes_));
       terms_.keep();
     }
@@ -210,8 +214,8 @@ class LossRows {
 template <class Source, Dense kDense, class T>
 BadDistribution loss_of_targets(const LossProblem<T>& problem, Index begin, Index end, T* scratch) {
   if (!problem.gradient) return LossRows<Source, kDense, Gradient::kNone>(problem, scratch).run(begin, end);
-  if constexpr (std::is_same_v<Source, PlainSource<T>>)
-    if (problem.stream && worth_streaming<T>(problem.classes))
+  if constexpr (std::is_same_v<Source, PlainSource<T>> || Source::kPrepared)
+    if (problem.stream && worth_streaming<T>(problem.classes) && problem.gradient.storage == kStorageOf<T>)
       return LossRows<Source, kDense, Gradient::kStreamed>(problem, scratch).run(begin, end);
   return LossRows<Source, kDense, Gradient::kCached>(problem, scratch).run(begin, end);
 }

@@ -201,6 +201,7 @@ class PreparedSource {
     const Longer<T> v = transformed(transform_, raw(j) - static_cast<double>(origin_), j);
     return std::abs(v) <= kLargestWithLow<T> ? v : logit(j);  // what is summed is rounded there
   }
+  const char* end(Index classes) const { return row_ + classes * size_of(storage_); }
   double slope(Index j) const { return transform_.temperature * transform_slope(transform_, raw(j)); }
 
   // What every v is short of.

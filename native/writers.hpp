@@ -242,6 +242,16 @@ void fill_row(Storage storage, char* out, Index classes, T value) {
   write_blocks<T>(storage, out, classes, [value](Index) { return value; });
 }
 
+// Makes the terms of a row of a PreparedSource its gradient.
+template <Dense kDense, class T>
+void finish_prepared(const RowGradient<T>& row, T* terms, const T* slopes) {
+  Index j = 0;
+  for (; j + kLanes<T> <= row.classes; j += kLanes<T>)
+    store(terms + j, gradient_vector<kDense>(row, j) * load(slopes + j));
+  for (; j < row.classes; ++j) terms[j] = gradient_scalar<kDense>(row, j) * slopes[j];
+  if (row.replaced >= 0) terms[row.replaced] = row.replacement;
+}
+
 // Writes a row of a PreparedSource, a block at a time, in the storage of its logits.
 template <Dense kDense, class T>
 void write_prepared(const RowGradient<T>& row, Storage storage, const T* slopes) {
@@ -265,6 +275,10 @@ struct WriterOf {
 template <class T, Storage kStorage, Dense kDense, bool kStream>
 struct WriterOf<DirectSource<T, kStorage>, kDense, true, kStream> {
   using type = PipelinedWriter<T, kStorage, kDense, kStream>;
+};
+template <class T, Dense kDense>
+struct WriterOf<PreparedSource<T>, kDense, true, true> {
+  using type = PipelinedWriter<T, kStorageOf<T>, Dense::kNone, true>;  // of what finish_prepared makes
 };
 
 }  // namespace softmaxloss::SOFTMAXLOSS_ISA

@@ -97,7 +97,18 @@ def test_an_unaligned_out(shape, labels_kind):
     assert not memory[1 + logits.nbytes :].any()
 
 
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}, {"soft": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"label_smoothing": 0.1},
+        {"z_loss": 0.1},
+        {"soft": True},
+        {"temperature": 0.7},
+        {"softcap": 5.0, "label_smoothing": 0.1},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("classes", [65, 1031, 4096])
 def test_large_gradients_are_the_same_everywhere(classes, options, instruction_set):
     """Past the cache, whose lines rows share or not, in place or elsewhere, by whatever number of threads."""
