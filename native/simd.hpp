@@ -217,12 +217,22 @@ ALWAYS_INLINE Vec<T> lanes_at(Vec<T> v, Integers<T> index) {
 constexpr bool kPermutes = false;
 #endif
 
+// The address sanitizer does not see loads under a mask: for it, the numbers are looked at one by one.
+template <class T>
+ALWAYS_INLINE void look_at_first([[maybe_unused]] const T* p, [[maybe_unused]] Index count) {
+#if defined(__SANITIZE_ADDRESS__)
+  for (Index i = 0; i < std::min<Index>(count, kLanes<T>); ++i)
+    static_cast<void>(*reinterpret_cast<const volatile char*>(p + i));
+#endif
+}
+
 // The first `count` numbers at p, of which no others are touched, and -inf after them; `count` may be 0 or less, or
 // more than there are lanes. Where the instruction set has no such load, kHasPartialLoads is false.
 #if defined(__AVX512F__)
 constexpr bool kHasPartialLoads = true;
 template <class T>
 ALWAYS_INLINE Vec<T> load_first(const T* p, Index count) {
+  look_at_first(p, count);
   constexpr T kFill = -std::numeric_limits<T>::infinity();
   const auto lanes = static_cast<unsigned>(std::clamp<Index>(count, 0, kLanes<T>));
   const auto mask = (1u << lanes) - 1;
@@ -233,6 +243,7 @@ ALWAYS_INLINE Vec<T> load_first(const T* p, Index count) {
 constexpr bool kHasPartialLoads = true;
 template <class T>
 ALWAYS_INLINE Vec<T> load_first(const T* p, Index count) {
+  look_at_first(p, count);
   constexpr T kFill = -std::numeric_limits<T>::infinity();
   using Lane = typename IntegersOf<T>::Lane;
   const Integers<T> mask = lane_numbers<T>() < Integers<T>{} + static_cast<Lane>(std::min<Index>(count, kLanes<T>));
