@@ -91,6 +91,22 @@ bool lie_in_a_row(const RowsOf<Byte>& rows, Index classes) {
          runs.are_one() && runs.stride() == classes * size_of(rows.storage);
 }
 
+// A tile of them. Rows that are not ordinary are computed by themselves, unless they are many: the others then do not
+// depend on them, to the last bit.
+template <class T, bool kGradient>
+void loss_of_rows_as_they_lie(RowwiseLoss<T, kGradient>& loss, const LossProblem<T>& problem, Index begin, Index end,
+                              T* scratch) {
+  constexpr int kFew = 4;
+  for (int others = 0; others < kFew && begin < end; ++others) {
+    const Index ordinary = loss.run(begin, end - begin);
+    if (ordinary == end - begin) return;
+    if (ordinary < 0 || (ordinary > 0 && loss.run(begin, ordinary) < ordinary)) break;
+    loss_of_kind<T, kGradient>(problem, begin + ordinary, begin + ordinary + 1, scratch);
+    begin += ordinary + 1;
+  }
+  if (begin < end) loss_of_kind<T, kGradient>(problem, begin, end, scratch);
+}
+
 template <class T, bool kGradient>
 void loss_of_tiles(const LossProblem<T>& problem, Index begin, Index end, T* scratch) {
   const Index classes = problem.classes;
@@ -100,10 +116,8 @@ void loss_of_tiles(const LossProblem<T>& problem, Index begin, Index end, T* scr
   if (!rowwise) return loss_of_kind<T, kGradient>(problem, begin, end, scratch);
   RowwiseLoss<T, kGradient> loss(problem, scratch);
   const Index height = rowwise_rows(classes, sizeof(T));
-  for (Index row = begin; row < end; row += height) {
-    const Index count = std::min(height, end - row);
-    if (!loss.run(row, count)) loss_of_kind<T, kGradient>(problem, row, row + count, scratch);
-  }
+  for (Index row = begin; row < end; row += height)
+    loss_of_rows_as_they_lie(loss, problem, row, std::min(row + height, end), scratch);
   if (problem.stream) stream_fence();
 }
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <type_traits>
-#include <utility>
 
 #include "contiguous.hpp"
 #include "pending_losses.hpp"

@@ -1,8 +1,8 @@
 // The loss of rows whose few classes lie side by side, as they lie: the terms of a tile of rows are one run of numbers.
 //
-// All are relative to one reference, near the tile's largest logit: a power of two, which cancels. A tile in which some
-// row is too far below it, or is not ordinary for another reason, is left to tile_loss.hpp, which has a reference for
-// each row. So that a row's answer does not depend on the threads, tiles begin at multiples of their height.
+// All are relative to one reference, near the tile's largest logit: a power of two, which cancels. A row that is too
+// far below it, or is not ordinary for another reason, is left to tile_loss.hpp, which has a reference for each row. So
+// that a row's answer does not depend on the threads, tiles begin at multiples of their height.
 #pragma once
 
 #include <algorithm>
@@ -34,20 +34,25 @@ class RowwiseLoss {
     if (!weighted_) std::fill_n(a_, kMostTileRows, ordinary_scale<T>(problem.gradient_scale));
   }
 
-  // The rows [row, row + count), a tile; false, and no gradient is written, if some row is not ordinary.
-  bool run(Index row, Index count) {
+  // The rows [row, row + count), a tile. If some row is not ordinary, nothing is written, and the first such is
+  // returned; else `count`.
+  Index run(Index row, Index count) {
     const T* const logits = logits_of(row, count);
     const auto reference = Reference<T>::near(maximum_of(logits, count * classes_));
-    if (reference.origin != T{0}) return false;
+    if (reference.origin != T{0}) return -1;
     set_terms(logits, count, ReferenceVectors<T>(reference));
-    if (!take_labels_out(row, count)) return false;
+    const Index labelled = take_labels_out(row, count);
+    if (labelled < count) return labelled;
     if (weighted_) take_weights(row, count);
     Integers<T> ordinary = ~Integers<T>{};
     for (Index i = 0; i < count; i += kLanes<T>) ordinary &= finish(i);
-    if (any_zero<T>(ordinary)) return false;
+    if (any_zero<T>(ordinary)) {
+      const Index first = std::find(ordinary_, ordinary_ + count, Lane{0}) - ordinary_;
+      if (first < count) return first;
+    }
     set_loss(row, count);
     if constexpr (kGradient) write(row, count);
-    return true;
+    return count;
   }
 
  private:
@@ -83,8 +88,8 @@ class RowwiseLoss {
   }
 
   // Takes the labels' terms out, so that the sums are over the others; an ignored row's are all 0 but the label's.
-  // False for a label that is none.
-  bool take_labels_out(Index row, Index count) {
+  // Returns the first row whose label is none, or `count`.
+  Index take_labels_out(Index row, Index count) {
     const Index* const labels = problem_.targets.labels + row;
     const Index ignored = problem_.targets.ignore_index;
     for (Index i = 0; i < count; ++i) {
@@ -95,14 +100,14 @@ class RowwiseLoss {
         std::fill_n(terms, classes_, T{0});
         terms[0] = static_cast<T>(kExpScale<T>);
       } else if (static_cast<std::uint64_t>(label) >= static_cast<std::uint64_t>(classes_)) {
-        return false;
+        return i;
       }
       of_label_[i] = terms[label];
       terms[label] = T{0};
       label_[i] = static_cast<std::int32_t>(label);
     }
     for (Index i = count; i < rounded_up(count, kLanes<T>); ++i) of_label_[i] = static_cast<T>(kExpScale<T>);
-    return true;
+    return count;
   }
 
   void take_weights(Index row, Index count) {
@@ -144,6 +149,7 @@ class RowwiseLoss {
       store(factor_ + i, factor);
       ordinary &= is_ordinary_factor<T>(factor);
     }
+    std::memcpy(ordinary_ + i, &ordinary, sizeof ordinary);
     return ordinary;
   }
 
@@ -204,6 +210,7 @@ class RowwiseLoss {
   alignas(64) T value_[kRows];     // -log p of the label
   alignas(64) T a_[kRows];         // gradient_scale * weights
   alignas(64) T factor_[kRows];    // a / total
+  alignas(64) Lane ordinary_[kRows];
   double loss_factor_[kRows];
 };
 

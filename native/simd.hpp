@@ -181,19 +181,6 @@ ALWAYS_INLINE Integers<T> lane_numbers() {
   return lanes;
 }
 
-// The first `count` lanes, fewer than all.
-template <class T>
-ALWAYS_INLINE void store_first(T* p, Vec<T> v, int count) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
-  if constexpr (sizeof(T) == 8) _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << count) - 1), (__m512d)v);
-#else
-  T lanes[kLanes<T>];
-  store(lanes, v);
-  for (int i = 0; i < count; ++i) p[i] = lanes[i];
-#endif
-}
-
 // In each lane the lane of v that the index names. Where the instruction set has none, kPermutes is false.
 #if defined(__AVX512F__)
 constexpr bool kPermutes = true;

@@ -139,7 +139,7 @@ class Softcap<float> {
     largest_plain_ = std::bit_cast<std::int32_t>(plain ? static_cast<float>(kLargestPlainTanh / plain_factor) : 0.0f);
   }
 
-  // Logits that are small by the softcap, as most are, cost a quarter.
+  // Logits that are small by the softcap, as most are, cost half or less.
   template <int kVectors, Slopes kSlopes>
   ALWAYS_INLINE void apply(const float* z, Transformed<float>* v) const {
     Bits largest{};

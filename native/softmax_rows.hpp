@@ -1,8 +1,6 @@
 // softmax, log_softmax and logsumexp of a range of rows.
 #pragma once
 
-#include <utility>
-
 #include "contiguous.hpp"
 
 namespace softmaxloss::SOFTMAXLOSS_ISA {

@@ -120,3 +120,20 @@ def test_a_label_that_has_changed_since_it_was_checked():
     assert np.flatnonzero(np.isnan(row_loss)).tolist() == [3, 39]
     assert np.flatnonzero(np.isnan(grad).all(axis=1)).tolist() == [3, 39]
     assert np.isfinite(np.delete(grad, [3, 39], axis=0)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("classes", [2, 5, 10, 37, 64])
+def test_a_row_does_not_change_others_by_a_bit(classes, dtype, instruction_set):
+    """Not one of NaN, nor one far below the others, nor a label that is improbable."""
+    rng = np.random.default_rng(classes)
+    logits = rng.standard_normal((300, classes)).astype(dtype)
+    labels = rng.integers(0, classes, 300)
+    expected = sl.softmax_cross_entropy_and_grad(logits, labels, reduction="none")
+    logits[7, 1], logits[101] = np.nan, -90 + logits[101]
+    logits[200, labels[200]] = -100
+    found = sl.softmax_cross_entropy_and_grad(logits, labels, reduction="none", out=logits)
+    others = np.delete(np.arange(300), [7, 101, 200])
+    for got, want in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(got[others], want[others])
+    assert np.isnan(found[0][7])
