@@ -241,13 +241,13 @@ def test_no_penalty_at_all():
 
 
 def interrupt_at(monkeypatch, call):
-    """Have the objective's n-th evaluation raise what Ctrl-C does."""
+    """Have the objective's n-th evaluation, and all after it in other threads, raise what Ctrl-C does."""
     evaluate, calls = softmaxloss.objective.Objective.value_and_gradient, 0
 
     def interrupted(self, parameters):
         nonlocal calls
         calls += 1
-        if calls == call:
+        if calls >= call:
             raise KeyboardInterrupt
         return evaluate(self, parameters)
 
