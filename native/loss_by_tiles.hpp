@@ -41,6 +41,25 @@ Index rows_before_line(const Runs<char>& gradient, Index row) {
   return static_cast<Index>(reinterpret_cast<std::uintptr_t>(gradient.start_of(row)) % 64 / sizeof(T));
 }
 
+// The loss of the first of `count` rows without packing them, where their layout allows it; no row after `end` is
+// touched. Returns how many those are: none, if they are for a tile.
+template <class T, class Loss>
+Index unpacked_loss(Loss& loss, const Runs<const char>& logits, Index classes, Index row, Index count, Index end) {
+  const ConstRows& rows = logits.rows();
+  if (rows.storage != kStorageOf<T>) return 0;
+  const Index left = logits.left(row), in_run = std::min(count, left), whole = in_run / kLanes<T> * kLanes<T>;
+  // Whole vectors of rows; but a tile is not cut short for that where the next one would begin within a line.
+  if (whole == 0 || (whole < in_run && in_run == count)) return 0;
+  const char* const from = logits.start_of(row);
+  if (classes_are_adjacent(rows, classes)) {
+    if (classes > kQuad<T> || OneByOne<T>::rows_to_read(whole) > std::min(left, end - row)) return 0;
+    return loss.run_unpacked(row, whole, OneByOne<T>(from, logits.stride(), classes, whole)) ? whole : 0;
+  }
+  if (logits.stride() != sizeof(T)) return 0;
+  const char* const next = logits.start_of(std::min(row + whole, end - 1));
+  return loss.run_unpacked(row, whole, SideBySide<T>(rows, from, classes, whole, next)) ? whole : 0;
+}
+
 // (Tiles are computed one after another: packing the next one while one is computed, or while the one before is
 // unpacked, was measured and gains nothing; reads amid writes past the cache cost 30%.)
 template <class T, TileKind kKind, bool kGradient>
@@ -50,30 +69,33 @@ void loss_by_tiles(const LossProblem<T>& problem, Index begin, Index end, T* scr
   const Runs<const char> logits(problem.logits);
   const Runs<char> gradient(problem.gradient);
   Index most = tile.capacity - rows_before_line<T>(gradient, begin);
-  for (Index row = begin; row < end;) {
-    const Index count = std::min(most, end - row);
-    pack(tile, logits, row, count);
-    if (row + count < end && logits.stride() == sizeof(T)) {
-      tile.ahead = logits.start_of(row + count);
-      tile.ahead_class_stride = problem.logits.class_stride;
+  for (Index row = begin, count; row < end; row += count, most = tile.capacity) {
+    const Index left = std::min(most, end - row);
+    count = 0;
+    if constexpr (kKind == TileKind::kFew) count = unpacked_loss<T>(loss, logits, problem.classes, row, left, end);
+    if (count == 0) {
+      count = left;
+      pack(tile, logits, row, count);
+      if (row + count < end && logits.stride() == sizeof(T)) {
+        tile.ahead = logits.start_of(row + count);
+        tile.ahead_class_stride = problem.logits.class_stride;
+      }
+      loss.run(row, count);
     }
-    loss.run(row, count);
     if constexpr (kGradient) unpack<T, kKind>(tile, gradient, row, count, problem.stream);
-    row += count;
-    most = tile.capacity;
   }
   if (problem.stream) stream_fence();
 }
 
 // Up to how many classes comparing each with the labels is quicker than taking the labels' logits out one by one
-// (measured with vectors of 32 and 64 bytes).
-constexpr Index kFewClasses = 16;
+// (measured with vectors of 32 and 64 bytes); rows side by side are not packed then, which is worth more.
+constexpr Index kFewClasses = 16, kFewSideBySide = 64;
 
 template <class T, bool kGradient>
 void loss_of_kind(const LossProblem<T>& problem, Index begin, Index end, T* scratch) {
   if (problem.targets.dense)
     loss_by_tiles<T, TileKind::kSmoothed, kGradient>(problem, begin, end, scratch);
-  else if (problem.classes <= kFewClasses)
+  else if (problem.classes <= (classes_are_adjacent(problem.logits, problem.classes) ? kFewClasses : kFewSideBySide))
     loss_by_tiles<T, TileKind::kFew, kGradient>(problem, begin, end, scratch);
   else
     loss_by_tiles<T, TileKind::kPlain, kGradient>(problem, begin, end, scratch);

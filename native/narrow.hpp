@@ -155,6 +155,50 @@ void pack_one_by_one(Tile<T>& tile, const ConstRows& rows, const char* from, Ind
     pack_vector_of_rows(tile, staged, dense_stride, at + i);
 }
 
+// Whole vectors of rows of no more classes than a quad, which TileLoss takes from memory.
+template <class T>
+class OneByOne {
+ public:
+  OneByOne(const char* from, Index row_stride, Index classes, Index count)
+      : from_(from), row_stride_(row_stride), classes_(classes), count_(count) {}
+
+  // The last row's quad reaches into rows after it.
+  static Index rows_to_read(Index count) { return count + kQuad<T>; }
+
+  T guess() const { return maximum_of(reinterpret_cast<const T*>(from_), classes_); }
+
+  template <class F>
+  ALWAYS_INLINE void for_each_piece(const F& f) const {
+    if (classes_ == 2) pieces<2>(f);
+    if constexpr (kQuad<T> == 4) {
+      if (classes_ == 3) pieces<3>(f);
+      if (classes_ == 4) pieces<4>(f);
+    }
+  }
+
+ private:
+  template <int kClasses, class F>
+  ALWAYS_INLINE void pieces(const F& f) const {
+    constexpr Index kAhead = 2048;
+    for (Index i = 0; i < count_; i += kLanes<T>) {
+      const char* const from = from_ + i * row_stride_;
+      Vec<T> v[kQuad<T>], z[kClasses];
+#pragma GCC unroll 4
+      for (int k = 0; k < kQuad<T>; ++k) v[k] = load_quads<T>(from + k * row_stride_, kQuad<T> * row_stride_);
+      transpose_quads(v);
+#pragma GCC unroll 4
+      for (int u = 0; u < kClasses; ++u) {
+        z[u] = v[u];
+        __builtin_prefetch(from + kAhead + u * kVectorBytes);
+      }
+      f.template operator()<kClasses>(0, i, z);
+    }
+  }
+
+  const char* const from_;
+  const Index row_stride_, classes_, count_;
+};
+
 template <class T, std::size_t... kWhich>
 ALWAYS_INLINE void store_quads(T* out, Index classes, const Vec<T> (&v)[kQuad<T>], std::index_sequence<kWhich...>) {
   const auto quad = [&]<std::size_t kOne>() __attribute__((always_inline)) {

@@ -157,18 +157,13 @@ constexpr Index scratch_row_length(Index classes) {
   return (classes + 191) / 64 * 64;  // the loops write whole groups of up to 64 elements, from within a line on
 }
 
-constexpr Index kMostTileRows = 512;
-
-// The rows of a tile: few enough for it to stay in a first-level cache. But where there are many classes, rows that lie
-// side by side are read in longer pieces from a tile in the second-level cache; at least a cache line of them.
+// The rows of a tile: few, for between reading one tile and the next, or writing, memory is idle. Where there are so
+// many classes that the tile would leave the second-level cache, fewer yet, but a cache line of them.
+constexpr Index kMostTileRows = 128;
 constexpr Index tile_rows(Index classes, Index element_size) {
-  constexpr Index kFirstLevel = 12 * 1024, kSecondLevel = 384 * 1024, kLongEnough = 128;
-  const Index line = 64 / element_size;
-  const auto rows_in = [&](Index bytes) { return bytes / (classes * element_size) / line * line; };
-  const Index many = rows_in(kFirstLevel), some = rows_in(kSecondLevel);
-  if (many >= kLongEnough) return many > kMostTileRows ? kMostTileRows : many;
-  if (some >= kLongEnough) return kLongEnough;
-  return some > line ? some : line;
+  constexpr Index kSecondLevel = 384 * 1024;
+  const Index line = 64 / element_size, rows = kSecondLevel / (classes * element_size) / line * line;
+  return rows > kMostTileRows ? kMostTileRows : rows > line ? rows : line;
 }
 
 // Elements from one class of a tile to the next: a line more than the rows, lest classes share few sets of the cache.
@@ -181,16 +176,17 @@ constexpr Index tile_scratch_elements(Index classes, Index element_size) {
   return 2 * classes * tile_stride(classes, element_size) + 64 / element_size;
 }
 
-// The same for rows of few classes taken as they lie: rowwise.hpp.
-constexpr Index kRowwiseBytes = 16 * 1024, kMostRowwiseClasses = 64;
+// The same for rows of few classes taken as they lie: rowwise.hpp. Whole vectors of rows.
+constexpr Index kRowwiseBytes = 2 * 1024, kMostRowwiseClasses = 64;
 constexpr Index rowwise_rows(Index classes, Index element_size) {
-  constexpr Index kUnit = 16;  // whole vectors of rows
-  const Index rows = kRowwiseBytes / (classes * element_size) / kUnit * kUnit;
-  return rows > kMostTileRows ? kMostTileRows : rows > kUnit ? rows : kUnit;
+  const Index unit = 64 / element_size, rows = kRowwiseBytes / (classes * element_size) / unit * unit;
+  return rows > kMostTileRows ? kMostTileRows : rows > unit ? rows : unit;
 }
 
 // Two tiles, with room for whole vectors past their end.
-constexpr Index rowwise_scratch_elements(Index element_size) { return 2 * (kRowwiseBytes / element_size + 256); }
+constexpr Index rowwise_scratch_elements(Index element_size) {
+  return 2 * (64 / element_size * kMostRowwiseClasses + 256);
+}
 
 template <class T>
 struct Kernels {

@@ -13,11 +13,6 @@
 
 namespace softmaxloss::SOFTMAXLOSS_ISA {
 
-// The least sum of a row's terms, its own largest then is at most e^-43 of the tile's: what may be a normal number of
-// its gradient is one among the terms.
-template <class T>
-constexpr T kLeastTotal = sizeof(T) == 8 ? T(0x1p12) : T(0x1p10);
-
 template <class T, bool kGradient>
 class RowwiseLoss {
  public:
@@ -40,7 +35,7 @@ class RowwiseLoss {
     const T* const logits = logits_of(row, count);
     const auto reference = Reference<T>::near(maximum_of(logits, count * classes_));
     if (reference.origin != T{0}) return -1;
-    set_terms(logits, count, ReferenceVectors<T>(reference));
+    set_terms(logits, count, ReferenceVectors<T>(reference), to_be_written(row));
     const Index labelled = take_labels_out(row, count);
     if (labelled < count) return labelled;
     if (weighted_) take_weights(row, count);
@@ -68,8 +63,14 @@ class RowwiseLoss {
     return staging_;
   }
 
+  // What will be written, to be fetched in time: the gradient, unless it goes past the cache.
+  const char* to_be_written(Index row) const {
+    if (!kGradient || problem_.stream) return reinterpret_cast<const char*>(terms_);
+    return problem_.gradient.data + row * classes_ * size_of(problem_.gradient.storage);
+  }
+
   // Terms of 0 where there is no row, to the end of the last vector of rows.
-  void set_terms(const T* logits, Index count, const ReferenceVectors<T>& reference) {
+  void set_terms(const T* logits, Index count, const ReferenceVectors<T>& reference, const char* written) {
     const Index size = count * classes_, whole = size / kGroup<T> * kGroup<T>;
     const auto group = [&](const T* from, T* to) __attribute__((always_inline)) {
 #pragma GCC unroll 4
@@ -77,7 +78,10 @@ class RowwiseLoss {
     };
     constexpr Index kAhead = kRowwiseBytes / sizeof(T), kLine = 64 / sizeof(T);  // a tile: the next one is asked for
     for (Index j = 0; j < whole; j += kGroup<T>) {
-      for (Index u = 0; u < kGroup<T>; u += kLine) __builtin_prefetch(logits + j + kAhead + u);
+      for (Index u = j; u < j + kGroup<T>; u += kLine) {
+        __builtin_prefetch(logits + kAhead + u);
+        if constexpr (kGradient) __builtin_prefetch(reinterpret_cast<const T*>(written) + u, 1);
+      }
       group(logits + j, terms_ + j);
     }
     T rest[kGroup<T>];

@@ -1,6 +1,7 @@
 // Rows that lie side by side, as in (N, C, H, W): between memory and a tile, one class after another.
 #pragma once
 
+#include "sources.hpp"
 #include "storage.hpp"
 #include "tile.hpp"
 
@@ -24,6 +25,7 @@ class Runs {
   const RowsOf<Byte>& rows() const { return rows_; }
   Index stride() const { return stride_; }  // bytes from a row to the next of its run
   bool are_one() const { return outer_axes_ == 0; }
+  Index left(Index row) const { return length_ - row % length_; }  // how many follow in its run, itself included
 
   Byte* start_of(Index row) const {
     Byte* start = rows_.data + row % length_ * stride_;
@@ -39,7 +41,7 @@ class Runs {
   template <class F>
   void for_each(Index row, Index count, const F& f) const {
     for (Index done = 0; done < count;) {
-      const Index size = std::min(length_ - (row + done) % length_, count - done);
+      const Index size = std::min(left(row + done), count - done);
       f(start_of(row + done), done, size);
       done += size;
     }
@@ -51,6 +53,53 @@ class Runs {
   Index length_ = 1, stride_ = 0;
 };
 
+// Whole vectors of rows, which TileLoss takes from memory a few classes at a time.
+template <class T>
+class SideBySide {
+ public:
+  // Some rows of one run; after them `next` will be read.
+  SideBySide(const ConstRows& rows, const char* from, Index classes, Index count, const char* next)
+      : logits_(reinterpret_cast<const T*>(from)),
+        next_(reinterpret_cast<const T*>(next)),
+        step_(rows.class_stride / static_cast<Index>(sizeof(T))),
+        classes_(classes),
+        count_(count) {}
+
+  T guess() const { return maximum_of(logits_, count_); }
+
+  // Calls f(first class, row, logits of some classes) for all of them, a class's before the next one's.
+  template <class F>
+  ALWAYS_INLINE void for_each_piece(const F& f) const {
+    Index j = 0;
+    for (; j + kClassesAtOnce <= classes_; j += kClassesAtOnce) pieces<kClassesAtOnce>(j, f);
+    for (; j < classes_; ++j) pieces<1>(j, f);
+  }
+
+ private:
+  template <int kClasses, class F>
+  ALWAYS_INLINE void pieces(Index j, const F& f) const {
+    const T *from[kClasses], *ahead[kClasses];
+    for (int u = 0; u < kClasses; ++u) {
+      const Index k = j + u + kClassesAtOnce;
+      from[u] = logits_ + (j + u) * step_;
+      ahead[u] = k < classes_ ? logits_ + k * step_ : next_ + (k - classes_) * step_;
+    }
+    for (Index i = 0; i < count_; i += kLanes<T>) {
+      Vec<T> z[kClasses];
+#pragma GCC unroll 4
+      for (int u = 0; u < kClasses; ++u) {
+        __builtin_prefetch(ahead[u] + i);
+        z[u] = load(from[u] + i);
+      }
+      f.template operator()<kClasses>(j, i, z);
+    }
+  }
+
+  const T* const logits_;
+  const T* const next_;
+  const Index step_, classes_, count_;
+};
+
 // Raises maxima to values.
 template <class T>
 void raise(T* maximum, const T* values, Index count) {
@@ -58,8 +107,6 @@ void raise(T* maximum, const T* values, Index count) {
   for (; i + kLanes<T> <= count; i += kLanes<T>) store(maximum + i, keep_nan_max(load(maximum + i), load(values + i)));
   for (; i < count; ++i) maximum[i] = maximum[i] > values[i] ? maximum[i] : values[i];
 }
-
-constexpr int kClassesAtOnce = 4;  // whose maxima are taken together
 
 // Some classes of a run of rows, on their way from memory into the tile.
 template <class T>

@@ -13,6 +13,8 @@
 
 namespace softmaxloss::SOFTMAXLOSS_ISA {
 
+constexpr int kClassesAtOnce = 4;  // that are read, or summed, together
+
 // How a tile's labels are treated.
 enum class TileKind {
   kPlain,    // their logits are taken out of the tile, row by row

@@ -32,14 +32,7 @@ class TileLoss {
     take_labels(row, count);
 
     for (Index i = 0; i < count; i += kLanes<T>) sum(i);
-    double* const loss = problem_.loss + row;
-    const bool in_place = !weighted_ && count % kLanes<T> == 0;
-    Integers<T> ordinary = ~Integers<T>{};
-    for (Index i = 0; i < count; i += kLanes<T>) ordinary &= finish(i, (in_place ? loss : loss_) + i);
-    if (weighted_)
-      for (Index i = 0; i < count; ++i) loss[i] = loss_[i] * loss_factor_[i];
-    else if (!in_place)
-      std::copy_n(loss_, count, loss);
+    const Integers<T> ordinary = finish(row, count);
     if constexpr (kGradient && !compares(kKind))
       for (Index i = 0; i < count; ++i) tile_.of_class(tile_.label[i])[i] = tile_.at_label[i];
 
@@ -49,6 +42,30 @@ class TileLoss {
       for (Index i = 0; i < count; ++i)
         if (!ordinary_[i]) redo(row, i);
     }
+  }
+
+  // The same of whole vectors of rows that are not in the tile: `unpacked` reads their logits from memory, once. (So
+  // sums and reading overlap, which packing first and then summing do not.) All terms are relative to one reference, a
+  // power of two, which cancels: near the largest logit of the rows before. Returns whether it was near these rows'
+  // too, and they are ordinary; else nothing has been done.
+  template <class Unpacked>
+  bool run_unpacked(Index row, Index count, const Unpacked& unpacked) {
+    static_assert(kKind == TileKind::kFew);
+    if (!problem_.formula.is_cross_entropy()) return false;
+    const Index* const labels = targets_.labels + row;
+    const bool all_labelled = read_labels(labels, count) >= 0;
+    if (weighted_) take_weights(row, count);
+    if (!(std::abs(largest_) <= std::numeric_limits<T>::max())) largest_ = unpacked.guess();
+    const auto reference = Reference<T>::near(largest_);
+    if (reference.origin != T{0}) return forget();
+
+    const T most = static_cast<T>(reference.exponent * kLn2 + kReferenceSlack);
+    largest_ = sum_unpacked(count, unpacked, ReferenceVectors<T>(reference));
+    if (!(largest_ <= most)) return false;
+    if (!all_labelled && !take_ignored(labels, count)) return false;
+    Integers<T> enough = ~Integers<T>{};
+    for (Index i = 0; i < count; i += kLanes<T>) enough &= load(rest_ + i) + load(of_pivot_ + i) >= kLeastTotal<T>;
+    return !any_zero<T>(finish(row, count) & enough);
   }
 
  private:
@@ -69,8 +86,8 @@ class TileLoss {
     }
   }
 
-  void take_labels(Index row, Index count) {
-    const Index* const labels = targets_.labels + row;
+  // Labels, -1 for none. Returns one less than 0 if there is none somewhere.
+  Bits read_labels(const Index* labels, Index count) {
     const auto classes = static_cast<std::uint64_t>(classes_);
     Bits least = 0;
     for (Index i = 0; i < count; ++i) {
@@ -78,11 +95,15 @@ class TileLoss {
       tile_.label[i] = static_cast<std::uint64_t>(label) < classes ? static_cast<Bits>(label) : Bits{-1};
       least = std::min(least, tile_.label[i]);
     }
-    if (static_cast<std::uint64_t>(targets_.ignore_index) < classes) {
-      least = -1;
-      for (Index i = 0; i < count; ++i)
-        if (labels[i] == targets_.ignore_index) tile_.label[i] = -1;
-    }
+    if (static_cast<std::uint64_t>(targets_.ignore_index) >= classes) return least;
+    for (Index i = 0; i < count; ++i)
+      if (labels[i] == targets_.ignore_index) tile_.label[i] = -1;
+    return Bits{-1};
+  }
+
+  void take_labels(Index row, Index count) {
+    const Index* const labels = targets_.labels + row;
+    const Bits least = read_labels(labels, count);
     if (weighted_) take_weights(row, count);
     if (least < 0) {
       for (Index i = 0; i < count; ++i)
@@ -142,8 +163,21 @@ class TileLoss {
     if constexpr (kSmoothed) store(of_top_ + i, scaled_exp<T>(maximum, reference));
   }
 
+  // From the sums to losses and factors. Tells which lanes are ordinary in all vectors of rows.
+  Integers<T> finish(Index row, Index count) {
+    double* const loss = problem_.loss + row;
+    const bool in_place = !weighted_ && count % kLanes<T> == 0;
+    Integers<T> ordinary = ~Integers<T>{};
+    for (Index i = 0; i < count; i += kLanes<T>) ordinary &= finish_vector(i, (in_place ? loss : loss_) + i);
+    if (weighted_)
+      for (Index i = 0; i < count; ++i) loss[i] = loss_[i] * loss_factor_[i];
+    else if (!in_place)
+      std::copy_n(loss_, count, loss);
+    return ordinary;
+  }
+
   // The losses and factors of a vector of rows. Tells, lane by lane, which are ordinary.
-  ALWAYS_INLINE Integers<T> finish(Index i, double* loss) {
+  ALWAYS_INLINE Integers<T> finish_vector(Index i, double* loss) {
     const T dense_sum = static_cast<T>(targets_.dense_sum);
     const Vec<T> of_pivot = load(of_pivot_ + i);
     Vec<T> rest = load(rest_ + i);
@@ -185,7 +219,7 @@ class TileLoss {
   }
 
   static constexpr Index kClassesPerBlock = 64;  // additions before a sum is folded into one with more digits
-  static constexpr int kUnroll = 4;
+  static constexpr int kUnroll = kClassesAtOnce;
 
   // Sums block(first class, how many) over blocks of classes.
   template <class F>
@@ -221,6 +255,51 @@ class TileLoss {
       for (; count > 0; --count, p += stride) sum[0] += term(p, load(p), reference);
       return (sum[0] + sum[1]) + (sum[2] + sum[3]);
     });
+  }
+
+  // The sums of rows that are not in the tile, whose terms go there. Returns the largest logit.
+  template <class Unpacked>
+  T sum_unpacked(Index count, const Unpacked& unpacked, const ReferenceVectors<T>& reference) {
+    std::fill_n(rest_, count, T{0});
+    std::fill_n(of_pivot_, count, T{0});
+    Vec<T> largest[kUnroll];
+    std::fill_n(largest, kUnroll, splat(-kInfinity));
+    unpacked.for_each_piece(
+        [&]<int kClasses>(Index j, Index i, const Vec<T>(&z)[kClasses]) __attribute__((always_inline)) {
+          const Integers<T> label = load_integers<T>(tile_.label + i);
+          Vec<T> rest = load(rest_ + i), of_pivot = load(of_pivot_ + i);
+#pragma GCC unroll 4
+          for (int u = 0; u < kClasses; ++u) {
+            largest[u] = keep_nan_max(z[u], largest[u]);  // NaN makes a sum NaN: it is left out here
+            const Vec<T> e = term(tile_.of_class(j + u) + i, z[u], reference);
+            const Integers<T> is_label = label == static_cast<Bits>(j + u);
+            of_pivot = is_label ? e : of_pivot;
+            rest += is_label ? Vec<T>{} : e;
+          }
+          store(rest_ + i, rest);
+          store(of_pivot_ + i, of_pivot);
+        });
+    return max_lane<T>(keep_nan_max(keep_nan_max(largest[0], largest[1]), keep_nan_max(largest[2], largest[3])));
+  }
+
+  // Ignored rows have a loss and gradient of 0. False where a row has no label for another reason.
+  bool take_ignored(const Index* labels, Index count) {
+    for (Index i = 0; i < count; ++i) {
+      if (tile_.label[i] >= 0) continue;
+      if (labels[i] != targets_.ignore_index) return false;
+      if constexpr (kGradient)
+        for (Index j = 0; j < classes_; ++j) tile_.of_class(j)[i] = T{0};
+      tile_.label[i] = 0;
+      rest_[i] = T{0};
+      of_pivot_[i] = static_cast<T>(kExpScale<T>);
+      if (weighted_) loss_factor_[i] = a_[i] = T{0};
+    }
+    return true;
+  }
+
+  bool forget() {
+    largest_ = std::numeric_limits<T>::quiet_NaN();
+    return false;
   }
 
   // The same where the labels are still in the tile; their logits go to pivot_.
@@ -322,7 +401,8 @@ class TileLoss {
   const Targets<T>& targets_;
   Tile<T>& tile_;
   const Index classes_;
-  const bool weighted_;  // by class or row; smoothed labels count as such
+  const bool weighted_;                              // by class or row; smoothed labels count as such
+  T largest_ = std::numeric_limits<T>::quiet_NaN();  // logit of the rows before, if they were not in the tile
 
   // One a row.
   alignas(64) T pivot_[kRows];  // the label's logit

@@ -92,12 +92,13 @@ def test_an_ignored_label_may_be_a_class(names, shape, instruction_set):
     assert (np.moveaxis(found[1], axis, -1)[labels == 0] == 0).all()
 
 
+@pytest.mark.parametrize("order", ["C", "F"])  # the axis of the classes adjacent, and strided
 @pytest.mark.parametrize("offset", [0, -30, -60, -200, 1e4, -np.inf])
 @pytest.mark.parametrize("classes", [3, 16, 33, 64])
-def test_rows_far_from_the_others(classes, offset, instruction_set):
+def test_rows_far_from_the_others(classes, offset, order, instruction_set):
     """What else is computed with a row, large, small, masked or NaN, changes nothing of it."""
     rng = np.random.default_rng(2)
-    logits = rng.standard_normal((300, classes), dtype=np.float32) * 3
+    logits = np.asarray(rng.standard_normal((300, classes), dtype=np.float32) * 3, order=order)
     logits[::7] += offset
     logits[250] = np.nan
     labels = rng.integers(0, classes, 300)
@@ -122,12 +123,13 @@ def test_a_label_that_has_changed_since_it_was_checked():
     assert np.isfinite(np.delete(grad, [3, 39], axis=0)).all()
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-@pytest.mark.parametrize("classes", [2, 5, 10, 37, 64])
-def test_a_row_does_not_change_others_by_a_bit(classes, dtype, instruction_set):
+@pytest.mark.parametrize("classes", [2, 3, 5, 10, 37, 64])
+def test_a_row_does_not_change_others_by_a_bit(classes, dtype, order, instruction_set):
     """Not one of NaN, nor one far below the others, nor a label that is improbable."""
     rng = np.random.default_rng(classes)
-    logits = rng.standard_normal((300, classes)).astype(dtype)
+    logits = np.asarray(rng.standard_normal((300, classes)), dtype, order=order)
     labels = rng.integers(0, classes, 300)
     expected = sl.softmax_cross_entropy_and_grad(logits, labels, reduction="none")
     logits[7, 1], logits[101] = np.nan, -90 + logits[101]
@@ -137,3 +139,35 @@ def test_a_row_does_not_change_others_by_a_bit(classes, dtype, instruction_set):
     for got, want in zip(found, expected, strict=True):
         np.testing.assert_array_equal(got[others], want[others])
     assert np.isnan(found[0][7])
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("step", [1, 9, 13, 40, 300])
+@pytest.mark.parametrize("classes", [3, 21, 50])
+def test_logits_that_rise_and_fall_from_tile_to_tile(classes, step, order, instruction_set):
+    """The rows before tell where a tile's logits lie: within its reach, or out of it."""
+    rng = np.random.default_rng(classes)
+    noise = rng.standard_normal((2000, classes), dtype=np.float32)
+    level = np.repeat([0, 1, 2, 1, 2, 3, 1, 0], 250)[:, None] * np.float32(step)
+    logits, labels = np.asarray(noise + level, order=order), rng.integers(0, classes, 2000)
+    labels[::50] = -100
+    loss, grad = sl.softmax_cross_entropy_and_grad(logits, labels, reduction="none")
+    expected, expected_grad = sl.softmax_cross_entropy_and_grad(logits - level, labels, reduction="none")
+    np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-5 * step)
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-4, atol=1e-5 * step)
+    np.testing.assert_array_equal(loss[::50], 0)
+    np.testing.assert_array_equal(grad[::50], 0)
+
+
+@pytest.mark.parametrize("side", [1, 5, 7, 14, 20, 33])
+def test_images_of_any_size(side, instruction_set):
+    """Tiles of one image, of many, and the pieces in between, with a gradient past the cache or not."""
+    rng = np.random.default_rng(side)
+    images = 3 if side > 20 else 40
+    logits = rng.standard_normal((images, 21, side, side), dtype=np.float32)
+    labels = rng.integers(0, 21, (images, side, side))
+    loss, grad = sl.softmax_cross_entropy_and_grad(logits, labels, axis=1, reduction="none")
+    rows = np.ascontiguousarray(np.moveaxis(logits, 1, -1)).astype(np.float64)
+    expected, expected_grad = sl.softmax_cross_entropy_and_grad(rows, labels, reduction="none")
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(np.moveaxis(grad, 1, -1), expected_grad, rtol=1e-5, atol=1e-6)
