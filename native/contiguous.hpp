@@ -160,6 +160,13 @@ T row_maximum(Source& source, Index classes) {
   return max_lane<T>(maximum);
 }
 
+// The bytes that are in use from one row to the next: logits, two rows of terms, and a row of labels or two.
+template <Dense kDense, class T>
+constexpr Index bytes_in_use(Index classes) {
+  constexpr Index kRows = kDense == Dense::kNone ? 3 : per_row(kDense) ? 5 : 4;
+  return kRows * classes * static_cast<Index>(sizeof(T));
+}
+
 // Sums a row relative to out.reference and out.origin. False if a class exceeds the reference by more than the slack.
 template <Dense kDense, bool kStore, class Source, class W, class T = typename Source::T>
 bool sum_terms(RowSum<T>& out, LabelSum& labels, Source& source, const DenseTargets<T>& targets, Index classes,
@@ -170,6 +177,7 @@ bool sum_terms(RowSum<T>& out, LabelSum& labels, Source& source, const DenseTarg
   WideSum<T> sum, target_dot, target_sum, label_sum;
   Extremes<T> extremes;
   BlockSums<T> sums;
+  const Into level = kStore ? prefetch_level(bytes_in_use<kDense, T>(classes)) : Into::kFirstLevel;
 
   for (Index begin = 0; begin < classes; begin += kBlock<T>) {
     const Index end = std::min(begin + kBlock<T>, classes);
@@ -177,9 +185,9 @@ bool sum_terms(RowSum<T>& out, LabelSum& labels, Source& source, const DenseTarg
     Index j = begin;
     const auto whole_groups = [&](Index until) __attribute__((always_inline)) {
       for (; j < until; j += kGroup<T>) {
-        block.prefetch(j);
+        block.prefetch(j, level);
         if constexpr (per_row(kDense))
-          prefetch_group(reinterpret_cast<const char*>(targets.dense + j), kGroup<T> * sizeof(T));
+          prefetch_group(reinterpret_cast<const char*>(targets.dense + j), kGroup<T> * sizeof(T), level);
         add_group<T, kDense, kStore>(sums, extremes, block.group(j), targets.from(j), reference, origin, terms + j,
                                      EveryClass<T>());
         writer.step();
@@ -243,11 +251,13 @@ RowSum<T> sum_row(LabelSum& labels, Source& source, const DenseTargets<T>& targe
   return out;
 }
 
-// Whether rows are long enough, several whole cache lines, to be written past the cache.
-template <class T>
-constexpr bool worth_streaming(Index classes) {
+// Whether rows are long enough, several whole cache lines, to be written past the cache; in place only if they would
+// not be there still.
+template <Dense kDense, class T>
+constexpr bool worth_streaming(Index classes, bool in_place) {
   constexpr Index kRowBytes = 1024;
-  return classes * static_cast<Index>(sizeof(T)) >= kRowBytes;
+  return classes * static_cast<Index>(sizeof(T)) >= kRowBytes &&
+         !(in_place && fill_first_level(bytes_in_use<kDense, T>(classes)));
 }
 
 // Tells whether one class other than the row's pivot, if it has one, holds most of the total.

@@ -230,7 +230,7 @@ BadDistribution check_distribution(const ConstRows& distribution, Index classes,
 double sum(const double* values, Index count) {
   constexpr Index kBlock = 512, kLanes = 8;
   const Index blocks = (count + kBlock - 1) / kBlock;
-  std::vector<double> of_blocks(static_cast<std::size_t>(blocks * kLanes));
+  std::vector<double> of_blocks(static_cast<std::size_t>(blocks));
   const auto add_blocks = [&](int, Index first, Index last) {
     for (Index block = first; block < last; ++block) {
       double lanes[kLanes] = {};
@@ -239,12 +239,14 @@ double sum(const double* values, Index count) {
       for (; i + kLanes <= end; i += kLanes)
         for (Index lane = 0; lane < kLanes; ++lane) lanes[lane] += values[i + lane];
       for (Index lane = 0; i + lane < end; ++lane) lanes[lane] += values[i + lane];
-      std::copy_n(lanes, kLanes, of_blocks.data() + block * kLanes);
+      for (Index half = kLanes / 2; half > 0; half /= 2)
+        for (Index lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+      of_blocks[static_cast<std::size_t>(block)] = lanes[0];
     }
   };
   parallel_rows(blocks, threads_for(blocks, kBlock), add_blocks);
   CompensatedSum total;
-  for (const double lane : of_blocks) total.add(lane);
+  for (const double block : of_blocks) total.add(block);
   return total.value();
 }
 

@@ -214,7 +214,8 @@ template <class Source, Dense kDense, class T>
 BadDistribution loss_of_targets(const LossProblem<T>& problem, Index begin, Index end, T* scratch) {
   if (!problem.gradient) return LossRows<Source, kDense, Gradient::kNone>(problem, scratch).run(begin, end);
   if constexpr (std::is_same_v<Source, PlainSource<T>> || Source::kPrepared)
-    if (problem.stream && worth_streaming<T>(problem.classes) && problem.gradient.storage == kStorageOf<T>)
+    if (problem.stream && problem.gradient.storage == kStorageOf<T> &&
+        worth_streaming<kDense, T>(problem.classes, problem.gradient.data == problem.logits.data))
       return LossRows<Source, kDense, Gradient::kStreamed>(problem, scratch).run(begin, end);
   return LossRows<Source, kDense, Gradient::kCached>(problem, scratch).run(begin, end);
 }

@@ -97,7 +97,7 @@ void softmax(const SoftmaxProblem<T>& problem, Index begin, Index end, T* scratc
     SoftmaxRows<T, Output::kLogsumexp, false>(problem, scratch).run(begin, end);
   else if (problem.logarithm)
     SoftmaxRows<T, Output::kLogSoftmax, false>(problem, scratch).run(begin, end);
-  else if (problem.stream && worth_streaming<T>(problem.classes))
+  else if (problem.stream && worth_streaming<Dense::kNone, T>(problem.classes, false))
     SoftmaxRows<T, Output::kSoftmax, true>(problem, scratch).run(begin, end);
   else
     SoftmaxRows<T, Output::kSoftmax, false>(problem, scratch).run(begin, end);
