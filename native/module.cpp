@@ -90,6 +90,21 @@ void row_statistics(const Array& logits, int storage, const std::optional<Vector
   });
 }
 
+// The loss of a call without options, whose labels are in range; its gradient too, where the problem has a place for
+// it.
+template <class T>
+double plain_loss(LossProblem<T>& problem, Index rows, bool mean) {
+  constexpr Index kFewRows = 4096;
+  double few[kFewRows];
+  const auto many =
+      rows > kFewRows ? std::make_unique_for_overwrite<double[]>(static_cast<std::size_t>(rows)) : nullptr;
+  problem.loss = many ? many.get() : few;
+  problem.gradient_scale = mean ? 1.0 / static_cast<double>(rows) : 1.0;
+  nb::gil_scoped_release release;
+  run_loss(problem, rows);
+  return sum(problem.loss, rows) * problem.gradient_scale;
+}
+
 // The whole of a call without options: nothing where this is not one, a label is no class, or the gradient may overlap
 // what is read.
 std::optional<double> quick_loss(const Array& logits, const Array& labels, const std::optional<OutArray>& gradient,
@@ -107,22 +122,35 @@ std::optional<double> quick_loss(const Array& logits, const Array& labels, const
   if (!all_are_classes(label, rows, classes)) return std::nullopt;
   const Storage storage = computed_storage(logits);
   return by_storage(storage, [&](auto zero) {
-    using T = decltype(zero);
-    LossProblem<T> problem;
+    LossProblem<decltype(zero)> problem;
     problem.classes = classes;
     problem.logits = rows_of(logits, storage);
     problem.targets.labels = label;
-    problem.gradient_scale = mean ? 1.0 / static_cast<double>(rows) : 1.0;
     if (gradient) set_gradient(problem, logits, *gradient);
-    constexpr Index kFewRows = 4096;
-    double few[kFewRows];
-    const auto many =
-        rows > kFewRows ? std::make_unique_for_overwrite<double[]>(static_cast<std::size_t>(rows)) : nullptr;
-    problem.loss = many ? many.get() : few;
-    nb::gil_scoped_release release;
-    run_loss(problem, rows);
-    return sum(problem.loss, rows) * problem.gradient_scale;
+    return plain_loss(problem, rows, mean);
   });
+}
+
+// The same of dense matrices in memory that the caller knows, float32 or float64, with the loss written to where `loss`
+// is: tensors, for which arrays would first have to be made. `gradient` is 0 for none, and may be the logits. Whether
+// all labels are classes; else nothing is written.
+bool quick_loss_at(std::uintptr_t logits, std::uintptr_t labels, std::uintptr_t gradient, std::uintptr_t loss,
+                   Index rows, Index classes, bool is_double, bool mean) {
+  const auto* label = reinterpret_cast<const Index*>(labels);
+  if (!all_are_classes(label, rows, classes)) return false;
+  by_storage(is_double ? Storage::kFloat64 : Storage::kFloat32, [&](auto zero) {
+    using T = decltype(zero);
+    LossProblem<T> problem;
+    problem.classes = classes;
+    problem.logits = dense_rows<const char>(logits, kStorageOf<T>, rows, classes);
+    problem.targets.labels = label;
+    if (gradient != 0) {
+      problem.gradient = dense_rows<char>(gradient, kStorageOf<T>, rows, classes);
+      problem.stream = may_stream(problem, rows);
+    }
+    *reinterpret_cast<T*>(loss) = static_cast<T>(plain_loss(problem, rows, mean));
+  });
+  return true;
 }
 
 void softmax(const Array& logits, int storage, const std::optional<OutArray>& output,
@@ -185,6 +213,7 @@ NB_MODULE(_native, m) {
   m.def("hessian_vector_product", &hessian_vector_product);
   m.def("row_statistics", &row_statistics);
   m.def("quick_loss", &quick_loss);
+  m.def("quick_loss_at", &quick_loss_at);
   m.def("softmax", &softmax);
   m.def("bad_distribution", &bad_distribution);
   m.def("survey_labels", &survey);

@@ -236,6 +236,18 @@ class TestModes:
         with pytest.warns(UserWarning, match="Anomaly"), torch.autograd.detect_anomaly():
             loss_and_gradients(slt.cross_entropy, logits, labels)
 
+    def test_tensors_kept_from_a_transform_that_has_ended(self):
+        logits, labels, _ = problem()
+        kept = []
+
+        def keep(z):
+            kept.extend((z, 2 * z))
+            return z.sum()
+
+        torch.func.grad(keep)(logits.clone())
+        for tensor in kept:
+            assert_close(slt.cross_entropy(tensor, labels), theirs(tensor, labels))
+
     def test_a_subclass_of_tensors_is_asked(self):
         class Noted(torch.Tensor):
             calls = 0

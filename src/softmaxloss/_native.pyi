@@ -73,6 +73,16 @@ def softmax(
 def quick_loss(
     logits: NDArray[Any], labels: NDArray[Any], gradient: NDArray[Any] | None, mean: bool
 ) -> float | None: ...
+def quick_loss_at(
+    logits: int,
+    labels: int,
+    gradient: int,
+    loss: int,
+    rows: int,
+    classes: int,
+    is_double: bool,
+    mean: bool,
+) -> bool: ...
 def bad_distribution(distribution: NDArray[Any], tolerance: float) -> tuple[int, float, float] | None: ...
 def survey_labels(
     labels: NDArray[np.int64],

@@ -1,6 +1,7 @@
 """A short way for calls without options: of few rows, what they ask of Python is as much as the work itself."""
 
-import numpy as np
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,54 +10,53 @@ from softmaxloss.backends.torch.answers import loss_and_gradient
 from softmaxloss.backends.torch.doors import nothing_watches
 from softmaxloss.backends.torch.functions import Answer, Loss, attach_in_place
 from softmaxloss.backends.torch.problem import AS_THEY_ARE, Problem, problem_of
-from softmaxloss.backends.torch.spare import LARGE_BYTES, large_like
+from softmaxloss.backends.torch.spare import LARGE_BYTES
+from softmaxloss.backends.torch.views import new_like
 from softmaxloss.options import GivenOptions
 
 _TENSORS = (Tensor, torch.nn.Parameter)
+# `Loss.apply` without what it does in Python for torch.func, which sees no call that comes here.
+_attach = super(torch.autograd.Function, Loss).apply
+_is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def loss(logits: Tensor, labels: Tensor, reduction: str) -> Tensor | None:
     """Return the mean or the sum over rows, class axis last, or None: then the others have the answer or the error."""
     if not _is_plain(logits, labels):
         return None
-    dtype = logits.dtype
-    values, indices, mean = logits.detach().numpy(), labels.numpy(), reduction == "mean"
+    number, mean = logits.new_empty(()), reduction == "mean"
     if not (logits.requires_grad and torch.is_grad_enabled()):
-        found = _native.quick_loss(values, indices, None, mean)
-        return None if found is None else torch.scalar_tensor(found, dtype=dtype)
-    gradient = np.empty_like(values) if values.nbytes < LARGE_BYTES else large_like(values)
-    found = _native.quick_loss(values, indices, gradient, mean)
-    if found is None:
+        return number if _compute(logits, labels, None, number, mean) else None
+    gradient = new_like(logits) if logits.nbytes >= LARGE_BYTES else torch.empty_like(logits)
+    if not _compute(logits, labels, gradient, number, mean):
         return None
-    number, problem = torch.scalar_tensor(found, dtype=dtype), _mean_of if mean else _sum_of
-    answer = Answer(number, torch.from_numpy(gradient), (logits, labels), problem)
+    answer = Answer(number, gradient, (logits, labels), _mean_of if mean else _sum_of)
     # (PyTorch has no types for `apply`.)
-    attached: Tensor = Loss.apply(logits, answer)  # type: ignore[no-untyped-call]
+    attached: Tensor = _attach(logits, answer)  # type: ignore[no-untyped-call]
     return attached
 
 
 def loss_in_place(logits: Tensor, labels: Tensor, reduction: str) -> Tensor | None:
-    """Return the same, its gradient in the place of the logits, which must be dense and no leaf's; or None."""
-    if not (_is_plain(logits, labels) and logits.is_contiguous() and logits.requires_grad and torch.is_grad_enabled()):
+    """Return the same, its gradient in the place of the logits, which must be no leaf's; or None."""
+    if not (_is_plain(logits, labels) and logits.requires_grad and torch.is_grad_enabled()):
         return None
     if logits.is_leaf or logits._is_view():
         return None
     mean = reduction == "mean"
 
     def write() -> Tensor:
-        values = logits.detach().numpy()
-        found = _native.quick_loss(values, labels.numpy(), values, mean)
-        if found is None:
+        number = logits.new_empty(())
+        if not _compute(logits, labels, logits, number, mean):
             problem = (_mean_of if mean else _sum_of)((logits.detach(), labels))
             return loss_and_gradient(problem, problem.logits)[0]
         torch.autograd.graph.increment_version(logits)
-        return torch.scalar_tensor(found, dtype=logits.dtype)
+        return number
 
     return attach_in_place(logits, write, by_row=False)
 
 
 def _is_plain(logits: Tensor, labels: Tensor) -> bool:
-    """Tell whether the kernel for calls without options can look at these."""
+    """Tell whether the kernel for calls without options can look at these: dense matrices, and their labels."""
     if type(logits) not in _TENSORS or type(labels) is not Tensor or not nothing_watches():
         return False
     dtype = logits.dtype
@@ -67,7 +67,30 @@ def _is_plain(logits: Tensor, labels: Tensor) -> bool:
         and labels.is_cpu
         and logits.layout is torch.strided
         and logits.ndim == 2
+        and labels.shape == logits.shape[:1]
+        and logits.numel() > 0
+        and logits.is_contiguous()
+        and labels.is_contiguous()
         and not logits.is_neg()
+        and not _is_wrapped(logits)  # kept from a transform that has ended
+    )
+
+
+def _compute(logits: Tensor, labels: Tensor, gradient: Tensor | None, number: Tensor, mean: bool) -> bool:
+    """Fill `number` with the loss, and `gradient`; or tell that a label is no class.
+
+    By addresses: to make arrays of small tensors takes longer than the kernel.
+    """
+    rows, classes = logits.shape
+    return _native.quick_loss_at(
+        logits.data_ptr(),
+        labels.data_ptr(),
+        0 if gradient is None else gradient.data_ptr(),
+        number.data_ptr(),
+        rows,
+        classes,
+        logits.dtype is torch.float64,
+        mean,
     )
 
 
