@@ -98,6 +98,19 @@ class TestSameAsNumPy:
         assert loss.item() == expected
         assert (leaf.grad == torch.from_numpy(gradient).bfloat16()).all()
 
+    @pytest.mark.parametrize("upstream", [1.0, -0.25, 8.0, 3.0, 1 / 7, 0.0])
+    def test_bfloat16_is_rounded_once(self, upstream):
+        """After the upstream is multiplied in: what the forward pass has rounded serves where that changes nothing."""
+        pytest.importorskip("ml_dtypes")
+        logits, labels, options = inputs(dtype=torch.bfloat16)
+        leaf, wide = logits.requires_grad_(), logits.detach().float().requires_grad_()
+        loss = sl.softmax_cross_entropy(leaf, labels, **options)
+        given = torch.tensor(upstream)
+        for _ in range(2):  # the second pass computes the gradient anew
+            (found,) = torch.autograd.grad(loss, leaf, given, retain_graph=True)
+            (expected,) = torch.autograd.grad(sl.softmax_cross_entropy(wide, labels, **options), wide, given)
+            assert (found == expected.bfloat16()).all()
+
     @pytest.mark.parametrize("axis", [0, 1, -1])
     def test_pieces(self, axis):
         logits = torch.randn(4, 4, 4)

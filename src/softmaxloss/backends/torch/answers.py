@@ -27,8 +27,8 @@ def loss(problem: Problem) -> Tensor:
 
 def _by_kernel(problem: Problem) -> Tensor:
     differentiable = torch.is_grad_enabled() and problem.logits.requires_grad
-    # Where the upstream is one number, one pass gives loss and gradient. Of 16 bits it must not be rounded before.
-    at_once = differentiable and problem.options.reduction != "none" and problem.logits.itemsize > 2
+    # Where the upstream is one number, one pass gives loss and gradient. float16 would round to 0 what it keeps.
+    at_once = differentiable and problem.options.reduction != "none" and problem.logits.dtype != torch.float16
     gradient = new_like(problem.logits) if at_once else None
     try:
         answer = native.loss(problem, gradient)

@@ -1,5 +1,6 @@
 """How the loss differentiates in plain eager mode: what a forward pass keeps, and what a backward pass makes of it."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -36,7 +37,8 @@ class Loss(torch.autograd.Function):
     """A loss that the kernels have computed, with its gradient where the upstream is one number.
 
     That gradient is scaled in place by the first backward pass, and given away; a second one forms it anew, as all do
-    for ``"none"``, and for 16-bit logits, whose gradient must not be rounded before the upstream is multiplied in.
+    for ``"none"``, and for float16, which rounds to 0 what the upstream would have kept. What has been rounded to
+    bfloat16 is scaled by powers of two alone, which round nothing.
     """
 
     @staticmethod
@@ -52,10 +54,13 @@ class Loss(torch.autograd.Function):
         if torch.is_grad_enabled() or not nothing_watches():
             return _differentiable_gradient(ctx.problem(ctx.saved_tensors), upstream), None
         gradient, ctx.gradient = ctx.gradient, None
-        if gradient is None:
+        factor = math.nan if gradient is None else float(upstream)
+        if factor == 1.0:
+            return gradient, None
+        if gradient is None or (gradient.dtype is torch.bfloat16 and abs(math.frexp(factor)[0]) != 0.5):
+            del gradient  # before there is another
             return native.gradient(ctx.problem(ctx.saved_tensors), upstream), None
-        factor = float(upstream)
-        return gradient if factor == 1.0 else gradient.mul_(factor), None
+        return gradient.mul_(factor), None
 
 
 def _differentiable_gradient(problem: Problem, upstream: Tensor) -> Tensor:
