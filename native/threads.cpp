@@ -1,12 +1,16 @@
 #include "threads.hpp"
 
-#include <omp.h>
 #include <pthread.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <thread>
-#include <vector>
+
+#include "pool.hpp"
 
 namespace softmaxloss {
 namespace {
@@ -18,11 +22,24 @@ constexpr Index kElementsWorthAThread = 1;  // races are looked for in the small
 constexpr Index kElementsWorthAThread = 32768;
 #endif
 
+// What OMP_NUM_THREADS says, which users set for all their libraries; else a thread for each processor there is for us.
+int default_threads() {
+  if (const char* const given = std::getenv("OMP_NUM_THREADS")) {
+    const long threads = std::strtol(given, nullptr, 10);  // of a list, the first
+    if (threads > 0) return static_cast<int>(std::min(threads, 1024L));
+  }
+#if defined(__linux__)
+  cpu_set_t processors;
+  if (sched_getaffinity(0, sizeof processors, &processors) == 0) return std::max(1, CPU_COUNT(&processors));
+#endif
+  return static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+}
+
 std::atomic<bool> forked{false};
 thread_local bool works_alone = false;
 std::atomic<int> num_threads{[] {
   pthread_atfork(nullptr, nullptr, [] { forked = true; });
-  return omp_get_max_threads();
+  return default_threads();
 }()};
 
 }  // namespace
@@ -40,21 +57,8 @@ int threads_for(Index rows, Index elements_per_row) {
 void parallel_rows(Index rows, int threads, const std::function<void(int, Index, Index)>& body, Index unit) {
   if (threads == 1) return body(0, 0, rows);
   const Index units = (rows + unit - 1) / unit;
-  const auto part = [&](Index thread, Index team) {
-    const auto start = [&](Index part) { return std::min(units * part / team * unit, rows); };
-    body(static_cast<int>(thread), start(thread), start(thread + 1));
-  };
-#if defined(__SANITIZE_THREAD__)
-  // ThreadSanitizer cannot see how libgomp, which is not built with it, starts and joins threads: whatever passes from
-  // one to another would be a race to it.
-  std::vector<std::thread> others;
-  for (int thread = 1; thread < threads; ++thread) others.emplace_back(part, thread, threads);
-  part(0, threads);
-  for (std::thread& other : others) other.join();
-#else
-#pragma omp parallel num_threads(threads)
-  part(omp_get_thread_num(), omp_get_num_threads());  // the team may be smaller than asked for
-#endif
+  const auto start = [&](Index part) { return std::min(units * part / threads * unit, rows); };
+  Pool::instance().run(threads, [&](int part) { body(part, start(part), start(part + 1)); });
 }
 
 }  // namespace softmaxloss

@@ -14,7 +14,7 @@ void set_num_threads(int threads);
 void work_alone();
 
 // How many threads parallel_rows will use for so many rows of so many elements: one where the work is too small to
-// wake another, and in a forked child (an OpenMP region there would wait for threads that fork did not copy).
+// wake another, and in a forked child, where there are none of the threads that its parent had.
 int threads_for(Index rows, Index elements_per_row);
 
 // body(thread, begin, end) over [0, rows), in as many contiguous ranges as there are threads, each of which begins at a

@@ -90,7 +90,7 @@ def test_instruction_sets_agree(instruction_set):
 
 
 def test_after_fork():
-    """libgomp's threads do not survive a fork, and a parallel region in the child would wait for them for ever."""
+    """The threads of the parent are not there after a fork: the child does without."""
     code = """
 import os, numpy as np, softmaxloss as sl
 rng = np.random.default_rng(0)

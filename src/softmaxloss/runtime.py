@@ -11,7 +11,7 @@ import numpy as np
 from softmaxloss import _native
 from softmaxloss.options import integer
 
-_MOST_THREADS = 512  # OpenMP ends the process where the system has no more threads to give
+_MOST_THREADS = 512  # each has memory of its own; more than there are processors for is a mistake
 _INSTRUCTION_SET_VARIABLE = "SOFTMAXLOSS_INSTRUCTION_SET"
 
 
