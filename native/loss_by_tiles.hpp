@@ -42,17 +42,19 @@ Index rows_before_line(const Runs<char>& gradient, Index row) {
 }
 
 // The loss of the first of `count` rows without packing them, where their layout allows it; no row after `end` is
-// touched. Returns how many those are: none, if they are for a tile.
+// touched. (Without FMA a term may depend on the reference in its last bit.) Returns how many those are: none, if they
+// are for a tile.
 template <class T, class Loss>
 Index unpacked_loss(Loss& loss, const Runs<const char>& logits, Index classes, Index row, Index count, Index end) {
   const ConstRows& rows = logits.rows();
-  if (rows.storage != kStorageOf<T>) return 0;
+  if (rows.storage != kStorageOf<T> || !kHasFma) return 0;
   const Index left = logits.left(row), in_run = std::min(count, left), whole = in_run / kLanes<T> * kLanes<T>;
   // Whole vectors of rows; but a tile is not cut short for that where the next one would begin within a line.
   if (whole == 0 || (whole < in_run && in_run == count)) return 0;
   const char* const from = logits.start_of(row);
   if (classes_are_adjacent(rows, classes)) {
-    if (classes > kQuad<T> || OneByOne<T>::rows_to_read(whole) > std::min(left, end - row)) return 0;
+    if (classes > kQuad<T> || !OneByOne<T>::may_read(logits.stride(), classes, whole, std::min(left, end - row)))
+      return 0;
     return loss.run_unpacked(row, whole, OneByOne<T>(from, logits.stride(), classes, whole)) ? whole : 0;
   }
   if (logits.stride() != sizeof(T)) return 0;

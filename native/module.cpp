@@ -133,11 +133,11 @@ std::optional<double> quick_loss(const Array& logits, const Array& labels, const
 
 // The same of dense matrices in memory that the caller knows, float32 or float64, with the loss written to where `loss`
 // is: tensors, for which arrays would first have to be made. `gradient` is 0 for none, and may be the logits. Whether
-// all labels are classes; else nothing is written.
+// there are logits, and all labels are classes; else nothing is written.
 bool quick_loss_at(std::uintptr_t logits, std::uintptr_t labels, std::uintptr_t gradient, std::uintptr_t loss,
                    Index rows, Index classes, bool is_double, bool mean) {
   const auto* label = reinterpret_cast<const Index*>(labels);
-  if (!all_are_classes(label, rows, classes)) return false;
+  if (logits == 0 || labels == 0 || !all_are_classes(label, rows, classes)) return false;
   by_storage(is_double ? Storage::kFloat64 : Storage::kFloat32, [&](auto zero) {
     using T = decltype(zero);
     LossProblem<T> problem;

@@ -162,8 +162,10 @@ class OneByOne {
   OneByOne(const char* from, Index row_stride, Index classes, Index count)
       : from_(from), row_stride_(row_stride), classes_(classes), count_(count) {}
 
-  // The last row's quad reaches into rows after it.
-  static Index rows_to_read(Index count) { return count + kQuad<T>; }
+  // Whether there are rows enough after these for their last one's quad to reach into: later ones in memory, too.
+  static bool may_read(Index row_stride, Index classes, Index count, Index rows) {
+    return row_stride >= classes * static_cast<Index>(sizeof(T)) && count + kQuad<T> <= rows;
+  }
 
   T guess() const { return maximum_of(reinterpret_cast<const T*>(from_), classes_); }
 

@@ -27,11 +27,6 @@ struct Ordinary<double> {
   static constexpr double kMostScale = 0x1p1000;
 };
 
-// The least sum of a row's terms where they are relative to other rows' logits: its own largest is at most e^-43 of
-// theirs, and what may be a normal number of its gradient is one among the terms.
-template <class T>
-constexpr T kLeastTotal = sizeof(T) == 8 ? T(0x1p12) : T(0x1p10);
-
 // A factor of a gradient, NaN where it is not ordinary.
 template <class T>
 T ordinary_scale(double scale) {

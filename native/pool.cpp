@@ -10,6 +10,8 @@ namespace {
 // To wake a thread takes about as long.
 constexpr std::chrono::microseconds kAwake{100};
 
+thread_local bool has_a_part = false;
+
 void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -26,8 +28,8 @@ Pool& Pool::instance() {
 }
 
 void Pool::run(int parts, const std::function<void(int)>& part) {
-  const std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
-  if (!lock.owns_lock()) {
+  std::unique_lock<std::mutex> lock(busy_, std::defer_lock);
+  if (has_a_part || !lock.try_lock()) {
     for (int i = 0; i < parts; ++i) part(i);
     return;
   }
@@ -66,7 +68,7 @@ void Pool::serve() {
   }
 }
 
-bool Pool::take_part() {
+bool Pool::take_part() noexcept {
   State seen = state_.load();
   State taken;
   do {
@@ -74,7 +76,9 @@ bool Pool::take_part() {
     taken = seen;
     ++taken.next;
   } while (!state_.compare_exchange_weak(seen, taken));
+  has_a_part = true;
   (*part_)(seen.next);  // which stays until this part has been finished
+  has_a_part = false;
   unfinished_.fetch_sub(1);
   return true;
 }

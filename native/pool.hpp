@@ -18,8 +18,9 @@ class Pool {
   // The only one: it is never destroyed, for its threads wait until the process ends.
   static Pool& instance();
 
-  // Calls part(i) for each i in [0, parts), on this thread and others, and returns once all have returned. While
-  // another thread has work here, that is this thread alone.
+  // Calls part(i) for each i in [0, parts), fewer than 2^16, on this thread and others, and returns once all have
+  // returned. While there is other work here, and in a part of it, that is this thread alone. What a part throws ends
+  // the process: the others have its work still.
   void run(int parts, const std::function<void(int)>& part);
 
  private:
@@ -36,7 +37,7 @@ class Pool {
 
   void start_threads(int count);
   void serve();
-  bool take_part();
+  bool take_part() noexcept;
   void wait_for_parts();
 
   std::mutex busy_;  // held while there is work

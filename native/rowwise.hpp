@@ -13,6 +13,11 @@
 
 namespace softmaxloss::SOFTMAXLOSS_ISA {
 
+// The least sum of a row's terms, its own largest then is at most e^-43 of the tile's: what may be a normal number of
+// its gradient is one among the terms.
+template <class T>
+constexpr T kLeastTotal = sizeof(T) == 8 ? T(0x1p12) : T(0x1p10);
+
 template <class T, bool kGradient>
 class RowwiseLoss {
  public:

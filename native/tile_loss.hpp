@@ -46,8 +46,8 @@ class TileLoss {
 
   // The same of whole vectors of rows that are not in the tile: `unpacked` reads their logits from memory, once. (So
   // sums and reading overlap, which packing first and then summing do not.) All terms are relative to one reference, a
-  // power of two, which cancels: near the largest logit of the rows before. Returns whether it was near these rows'
-  // too, and they are ordinary; else nothing has been done.
+  // power of two, somewhat above the largest logit of the rows before. Returns whether it is above these rows' logits
+  // too, and so near that it cancels to the last bit; else nothing has been done.
   template <class Unpacked>
   bool run_unpacked(Index row, Index count, const Unpacked& unpacked) {
     static_assert(kKind == TileKind::kFew);
@@ -56,22 +56,31 @@ class TileLoss {
     const bool all_labelled = read_labels(labels, count) >= 0;
     if (weighted_) take_weights(row, count);
     if (!(std::abs(largest_) <= std::numeric_limits<T>::max())) largest_ = unpacked.guess();
-    const auto reference = Reference<T>::near(largest_);
+    auto reference = Reference<T>::near(largest_);
     if (reference.origin != T{0}) return forget();
+    reference.exponent += kExponentsAbove;
 
-    const T most = static_cast<T>(reference.exponent * kLn2 + kReferenceSlack);
     largest_ = sum_unpacked(count, unpacked, ReferenceVectors<T>(reference));
-    if (!(largest_ <= most)) return false;
-    if (!all_labelled && !take_ignored(labels, count)) return false;
-    Integers<T> enough = ~Integers<T>{};
-    for (Index i = 0; i < count; i += kLanes<T>) enough &= load(rest_ + i) + load(of_pivot_ + i) >= kLeastTotal<T>;
-    return !any_zero<T>(finish(row, count) & enough);
+    if (!(largest_ <= static_cast<T>(reference.exponent * kLn2))) return false;
+    Integers<T> same = ~Integers<T>{};
+    for (Index i = 0; i < count; i += kLanes<T>)
+      same &= (load(rest_ + i) >= static_cast<T>(Ordinary<T>::kLeastRest)) | (load_integers<T>(tile_.label + i) < 0);
+    if (any_zero<T>(same) || (!all_labelled && !take_ignored(labels, count))) return false;
+    same = finish(row, count);
+    if constexpr (kGradient)  // a term that is too small for T is one of an entry that is
+      for (Index i = 0; i < count; i += kLanes<T>) {
+        const Vec<T> factor = load(tile_.factor + i);
+        same &= (factor <= kMostFactor) & (factor >= -kMostFactor);
+      }
+    return !any_zero<T>(same);
   }
 
  private:
   using Bits = typename IntegersOf<T>::Lane;
   static constexpr bool kSmoothed = kKind == TileKind::kSmoothed;
   static constexpr T kInfinity = std::numeric_limits<T>::infinity();
+  static constexpr int kExponentsAbove = 11;
+  static constexpr T kMostFactor = std::numeric_limits<T>::epsilon() / 4;
   static constexpr Index kRows = Tile<T>::kRows;
 
   // The lanes past the last row hold nothing that would be slow.
@@ -352,7 +361,10 @@ class TileLoss {
 
   // A row by the formula of row.hpp, in double.
   void redo(Index row, Index i) {
-    if (targets_.labels[row + i] == targets_.ignore_index) return;
+    if (targets_.labels[row + i] == targets_.ignore_index) {
+      tile_.factor[i] = tile_.dense_factor[i] = T{0};
+      return;
+    }
     const Index label = tile_.label[i];
     const double spike = spike_of(label), weight = weight_of(row + i);
 

@@ -171,3 +171,45 @@ def test_images_of_any_size(side, instruction_set):
     expected, expected_grad = sl.softmax_cross_entropy_and_grad(rows, labels, reduction="none")
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(np.moveaxis(grad, 1, -1), expected_grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 21])
+def test_rows_that_go_back_in_memory_or_stay(classes, instruction_set):
+    """Nothing is read beyond the first row, which then is the last in memory, nor beyond a row that is all rows."""
+    rng = np.random.default_rng(classes)
+    logits, labels = rng.standard_normal((600, classes), dtype=np.float32), rng.integers(0, classes, 600)
+    for rows in (logits[::-1], np.broadcast_to(logits[-1], logits.shape)):
+        found = sl.softmax_cross_entropy_and_grad(rows, labels, reduction="none")
+        expected = sl.softmax_cross_entropy_and_grad(rows.copy(), labels, reduction="none")
+        for got, want in zip(found, expected, strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def confident_rows_after_high_ones(classes, rows):
+    """Rows whose other classes vanish beside what the rows before hold, but not beside their own label."""
+    logits = np.zeros((classes, rows), np.float32)
+    logits[:, : rows // 2] = 36
+    logits[1:, rows // 2 :] = -np.linspace(60, 100, rows - rows // 2, dtype=np.float32)
+    return logits, np.zeros(rows, np.int64)
+
+
+@pytest.mark.parametrize("weight", [None, 2.0**32, 1e30])
+@pytest.mark.parametrize("classes", [2, 3, 21])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_rows_before_change_nothing(order, classes, weight, instruction_set, keep_num_threads):
+    """Not by the number of threads, nor by where a tile ends."""
+    n = 32768
+    logits, labels = confident_rows_after_high_ones(classes, n)
+    logits = np.asarray(logits, order=order)
+    answers = []
+    for threads, start in [(1, 0), (2, 0), (3, 0), (1, 1), (1, 7)]:
+        sl.set_num_threads(threads)
+        weights = None if weight is None else np.full(n - start, weight)
+        loss, grad = sl.softmax_cross_entropy_and_grad(
+            logits[:, start:], labels[start:], axis=0, sample_weight=weights, reduction="none"
+        )
+        answers.append((loss[8:] if start == 0 else loss[8 - start :], grad[:, 8 - start :]))
+    for loss, grad in answers[1:]:
+        np.testing.assert_array_equal(loss, answers[0][0])
+        np.testing.assert_array_equal(grad, answers[0][1])
+    assert (answers[0][0] > 0).all()

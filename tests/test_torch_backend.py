@@ -98,9 +98,9 @@ class TestSameAsNumPy:
         assert loss.item() == expected
         assert (leaf.grad == torch.from_numpy(gradient).bfloat16()).all()
 
-    @pytest.mark.parametrize("upstream", [1.0, -0.25, 8.0, 3.0, 1 / 7, 0.0])
+    @pytest.mark.parametrize("upstream", [1.0, -0.25, 8.0, 3.0, 1 / 7, 0.0, 2.0**100])
     def test_bfloat16_is_rounded_once(self, upstream):
-        """After the upstream is multiplied in: what the forward pass has rounded serves where that changes nothing."""
+        """After the upstream is multiplied in: what the forward pass has rounded serves for an upstream of 1 alone."""
         pytest.importorskip("ml_dtypes")
         logits, labels, options = inputs(dtype=torch.bfloat16)
         leaf, wide = logits.requires_grad_(), logits.detach().float().requires_grad_()
@@ -110,6 +110,18 @@ class TestSameAsNumPy:
             (found,) = torch.autograd.grad(loss, leaf, given, retain_graph=True)
             (expected,) = torch.autograd.grad(sl.softmax_cross_entropy(wide, labels, **options), wide, given)
             assert (found == expected.bfloat16()).all()
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("classes", [3, 10, 100])
+    def test_ignored_rows_have_no_gradient_however_small_the_upstream(self, classes, dtype):
+        pytest.importorskip("ml_dtypes")
+        leaf, labels = torch.zeros(64, classes, dtype=dtype, requires_grad=True), torch.arange(64) % classes
+        labels[5] = -100
+        loss = sl.softmax_cross_entropy(leaf, labels)
+        for _ in range(2):
+            (found,) = torch.autograd.grad(loss, leaf, torch.tensor(1e-13), retain_graph=True)
+            assert (found[5] == 0).all()
+            assert found.isfinite().all()
 
     @pytest.mark.parametrize("axis", [0, 1, -1])
     def test_pieces(self, axis):

@@ -14,6 +14,8 @@ from softmaxloss.backends.linear_rows import LinearRows, rows_of
 # Of weights that are converted or gathered, and of products that are to be added, together with what BLAS makes of the
 # gradients in them. Larger ones leave less room for blocks; smaller ones have BLAS's threads wait for each other.
 _PIECE_BYTES = 6 << 20
+# Of a block in the weight's gradient, so much at most is copied out of its way.
+_COPIED_BYTES = 24 << 20
 _SUMMED_ROWS = 1024  # of which a gradient's columns are added in its own dtype
 
 # By hidden states (None where they are sparse), weight and bias (None without one).
@@ -154,7 +156,7 @@ class DenseProducts:
         total, block = self._weight_sum(), self._block
         classes, features = total.shape
         memory, height, done = total.reshape(-1), len(block), 0
-        while block.size > len(self._buffer):
+        while block.nbytes > _COPIED_BYTES:
             room = (len(memory) - block.size) // features
             if room == done:  # of so few classes that none fits
                 break

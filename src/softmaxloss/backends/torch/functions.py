@@ -38,7 +38,7 @@ class Loss(torch.autograd.Function):
 
     That gradient is scaled in place by the first backward pass, and given away; a second one forms it anew, as all do
     for ``"none"``, and for float16, which rounds to 0 what the upstream would have kept. What has been rounded to
-    bfloat16 is scaled by powers of two alone, which round nothing.
+    bfloat16 is given away as it is, for an upstream of 1, or formed anew.
     """
 
     @staticmethod
@@ -57,7 +57,7 @@ class Loss(torch.autograd.Function):
         factor = math.nan if gradient is None else float(upstream)
         if factor == 1.0:
             return gradient, None
-        if gradient is None or (gradient.dtype is torch.bfloat16 and abs(math.frexp(factor)[0]) != 0.5):
+        if gradient is None or gradient.dtype is torch.bfloat16:
             del gradient  # before there is another
             return native.gradient(ctx.problem(ctx.saved_tensors), upstream), None
         return gradient.mul_(factor), None

@@ -66,13 +66,14 @@ def _is_plain(logits: Tensor, labels: Tensor) -> bool:
         and logits.is_cpu
         and labels.is_cpu
         and logits.layout is torch.strided
+        and labels.layout is torch.strided
         and logits.ndim == 2
         and labels.shape == logits.shape[:1]
         and logits.numel() > 0
         and logits.is_contiguous()
         and labels.is_contiguous()
-        and not logits.is_neg()
-        and not _is_wrapped(logits)  # kept from a transform that has ended
+        and not (logits.is_neg() or labels.is_neg())
+        and not (_is_wrapped(logits) or _is_wrapped(labels))  # kept from a transform that has ended
     )
 
 
