@@ -56,7 +56,7 @@ class Setting:
     dtype: str = "float32"
 
 
-FULL = [Setting("characters", rows=8192, steps=200), Setting("words", rows=2048, steps=200)]
+FULL = [Setting("characters", rows=8192, steps=200), Setting("words", rows=2048, steps=200, rate=0.1)]
 QUICK = [Setting("characters", rows=128, steps=10)]
 STEPS_A_TURN = 5
 
