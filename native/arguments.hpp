@@ -6,7 +6,6 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 
-#include <cstdint>
 #include <optional>
 #include <stdexcept>
 #include <type_traits>
@@ -52,19 +51,6 @@ auto rows_of(const A& array, Storage storage) {
   }
   rows.class_stride = array.stride(array.ndim() - 1) * size_of(storage);
   return rows;
-}
-
-// A dense matrix in memory.
-template <class Byte>
-RowsOf<Byte> dense_rows(std::uintptr_t address, Storage storage, Index rows, Index classes) {
-  RowsOf<Byte> result;
-  result.data = reinterpret_cast<Byte*>(address);
-  result.storage = storage;
-  result.dimensions = 1;
-  result.shape[0] = rows;
-  result.strides[0] = classes * size_of(storage);
-  result.class_stride = size_of(storage);
-  return result;
 }
 
 inline Index classes_of(const Array& array) { return static_cast<Index>(array.shape(array.ndim() - 1)); }

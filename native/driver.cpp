@@ -67,7 +67,7 @@ LossProblem<T> tile_of(const LossProblem<T>& problem, Index row, Index count, T*
   if (problem.targets.labels) tile.targets.labels += row;
   if (problem.weights) tile.weights += row;
   if (problem.loss) tile.loss += row;
-  if (problem.gradient) tile.gradient = rows_of_tile<char>(tiles, problem.gradient.storage, count, classes);
+  if (problem.gradient) tile.gradient = dense_rows<char>(tiles, problem.gradient.storage, count, classes);
   tile.stream = false;
   return tile;
 }
@@ -109,7 +109,7 @@ BadDistribution gathered_softmax(const SoftmaxProblem<T>& problem, Index row, In
   SoftmaxProblem<T> tile = problem;
   tile.logits = gathered(problem.logits, row, count, problem.classes, tiles);
   if (problem.logsumexp) tile.logsumexp += row;
-  if (problem.output) tile.output = rows_of_tile<char>(tiles, problem.output.storage, count, problem.classes);
+  if (problem.output) tile.output = dense_rows<char>(tiles, problem.output.storage, count, problem.classes);
   tile.stream = false;
   kernels<T>().softmax(tile, 0, count, scratch);
   if (problem.output) scatter(tiles, problem.output, row, count, problem.classes);

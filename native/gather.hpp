@@ -25,19 +25,6 @@ bool adjacent(const RowsOf<Byte>& rows, Index classes) {
   return !rows || rows.class_stride == size_of(rows.storage) || classes == 1;
 }
 
-// Rows that lie one after another in a tile.
-template <class Byte, class T>
-RowsOf<Byte> rows_of_tile(T* data, Storage storage, Index rows, Index classes) {
-  RowsOf<Byte> tile;
-  tile.data = reinterpret_cast<Byte*>(data);
-  tile.storage = storage;
-  tile.dimensions = 1;
-  tile.shape[0] = rows;
-  tile.strides[0] = classes * size_of(storage);
-  tile.class_stride = size_of(storage);
-  return tile;
-}
-
 // Calls copy(element in the array, its place in the tile) in the order that is kinder to the array.
 template <class Byte, class Copy>
 void for_each_in_tile(const RowsOf<Byte>& rows, Index first_row, Index count, Index classes, const Copy& copy) {
@@ -98,7 +85,7 @@ template <class T>
 ConstRows gathered(const ConstRows& rows, Index first_row, Index count, Index classes, T* tile) {
   if (!rows) return {};
   gather(rows, first_row, count, classes, tile);
-  return rows_of_tile<const char>(tile, rows.storage, count, classes);
+  return dense_rows<const char>(tile, rows.storage, count, classes);
 }
 
 }  // namespace softmaxloss

@@ -142,10 +142,10 @@ bool quick_loss_at(std::uintptr_t logits, std::uintptr_t labels, std::uintptr_t 
     using T = decltype(zero);
     LossProblem<T> problem;
     problem.classes = classes;
-    problem.logits = dense_rows<const char>(logits, kStorageOf<T>, rows, classes);
+    problem.logits = dense_rows<const char>(reinterpret_cast<const T*>(logits), kStorageOf<T>, rows, classes);
     problem.targets.labels = label;
     if (gradient != 0) {
-      problem.gradient = dense_rows<char>(gradient, kStorageOf<T>, rows, classes);
+      problem.gradient = dense_rows<char>(reinterpret_cast<T*>(gradient), kStorageOf<T>, rows, classes);
       problem.stream = may_stream(problem, rows);
     }
     *reinterpret_cast<T*>(loss) = static_cast<T>(plain_loss(problem, rows, mean));

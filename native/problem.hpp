@@ -35,6 +35,19 @@ struct RowsOf {
 using Rows = RowsOf<char>;
 using ConstRows = RowsOf<const char>;
 
+// Rows that lie one after another from `data` on.
+template <class Byte, class Element>
+RowsOf<Byte> dense_rows(Element* data, Storage storage, Index rows, Index classes) {
+  RowsOf<Byte> result;
+  result.data = reinterpret_cast<Byte*>(data);
+  result.storage = storage;
+  result.dimensions = 1;
+  result.shape[0] = rows;
+  result.strides[0] = classes * size_of(storage);
+  result.class_stride = size_of(storage);
+  return result;
+}
+
 // What is done with the logits first: v_j = softcap * tanh(z_j / temperature / softcap) + bias_j.
 template <class T>
 struct Transform {

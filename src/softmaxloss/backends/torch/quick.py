@@ -10,7 +10,6 @@ from softmaxloss.backends.torch.answers import loss_and_gradient
 from softmaxloss.backends.torch.doors import nothing_watches
 from softmaxloss.backends.torch.functions import Answer, Loss, attach_in_place
 from softmaxloss.backends.torch.problem import AS_THEY_ARE, Problem, problem_of
-from softmaxloss.backends.torch.spare import LARGE_BYTES
 from softmaxloss.backends.torch.views import new_like
 from softmaxloss.options import GivenOptions
 
@@ -27,7 +26,7 @@ def loss(logits: Tensor, labels: Tensor, reduction: str) -> Tensor | None:
     number, mean = logits.new_empty(()), reduction == "mean"
     if not (logits.requires_grad and torch.is_grad_enabled()):
         return number if _compute(logits, labels, None, number, mean) else None
-    gradient = new_like(logits) if logits.nbytes >= LARGE_BYTES else torch.empty_like(logits)
+    gradient = new_like(logits)
     if not _compute(logits, labels, gradient, number, mean):
         return None
     answer = Answer(number, gradient, (logits, labels), _mean_of if mean else _sum_of)

@@ -40,9 +40,9 @@ def view(tensor: Tensor | None) -> NDArray[Any] | None:
 
 def new_like(tensor: Tensor) -> Tensor:
     """Return a new tensor of the same shape, dtype, device and order of axes, with nothing written yet."""
-    tensor = tensor.detach()
-    if not tensor.is_cpu or tensor.numel() * tensor.itemsize < LARGE_BYTES:
+    if not tensor.is_cpu or tensor.nbytes < LARGE_BYTES:
         return torch.empty_like(tensor)
+    tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         return torch.from_numpy(large_like(tensor.view(torch.uint16).numpy())).view(torch.bfloat16)
     return torch.from_numpy(large_like(tensor.resolve_neg().numpy()))
