@@ -15,8 +15,10 @@ DEFAULT_BLOCK_BYTES = 48 << 20
 # gradient takes four in place of three.
 _ENOUGH_ROWS_FOR_LOSS, _ENOUGH_ROWS_FOR_GRADIENTS = 256, 48
 
-# A block of rows and classes: of this size where the budget allows, to be found in a third-level cache.
+# A block of rows and classes: of this size where the budget allows, to be found in a third-level cache; and of a size
+# to be found in the second-level ones where its loss is all that is made of it.
 _TILE_BYTES, _TILE_ROWS = 16 << 20, 1024
+_LOSS_TILE_BYTES = 4 << 20
 
 _ROWS_UNIT, _CLASSES_UNIT = 16, 64  # whole groups of what a product takes at a time
 
@@ -76,16 +78,30 @@ def plan_blocks(
 
     Whole rows where enough of them fit, else rows and classes. `ValueError` where not even one logit fits.
     """
+    logits = _budget(itemsize, max_block_bytes) // itemsize
+    enough = min(rows, _ENOUGH_ROWS_FOR_GRADIENTS if gradient else _ENOUGH_ROWS_FOR_LOSS)
+    fitting = logits // classes
+    if fitting and fitting >= enough:
+        return BlockPlan(rows, classes, _even(max(1, rows), fitting, _ROWS_UNIT), classes, itemsize)
+    return _tiles(rows, classes, itemsize, min(logits, _TILE_BYTES // itemsize))
+
+
+def plan_loss_tiles(rows: int, classes: int, itemsize: int, max_block_bytes: int | None = None) -> BlockPlan:
+    """Return blocks of rows and classes for losses without gradients, small enough for a second-level cache."""
+    logits = max(1, min(_budget(itemsize, max_block_bytes), _LOSS_TILE_BYTES) // itemsize)
+    return _tiles(rows, classes, itemsize, logits)
+
+
+def _budget(itemsize: int, max_block_bytes: int | None) -> int:
     budget = DEFAULT_BLOCK_BYTES if max_block_bytes is None else integer("max_block_bytes", max_block_bytes)
     if budget < itemsize:
         raise ValueError(f"max_block_bytes is {budget}; expected {itemsize} or more, the bytes of one logit")
-    logits = budget // itemsize
-    enough = min(rows, _ENOUGH_ROWS_FOR_GRADIENTS if gradient else _ENOUGH_ROWS_FOR_LOSS)
-    fitting = logits // classes
+    return budget
+
+
+def _tiles(rows: int, classes: int, itemsize: int, logits: int) -> BlockPlan:
+    """Return blocks of so many logits at most, as many rows as classes or fewer."""
     height = max(1, rows)
-    if fitting and fitting >= enough:
-        return BlockPlan(rows, classes, _even(height, fitting, _ROWS_UNIT), classes, itemsize)
-    logits = min(logits, max(_TILE_BYTES // itemsize, 1))
     tile_rows = _even(height, min(_TILE_ROWS, max(1, math.isqrt(logits))), _ROWS_UNIT)
     tile_classes = _even(classes, logits // tile_rows, _CLASSES_UNIT)
     if tile_classes == classes:

@@ -40,6 +40,13 @@ class LinearRows(LossOfRows):
         self.row_loss = np.empty(self.count)
         self.totals: list[float] = []
 
+    @property
+    def are_plain(self) -> bool:
+        """Whether a kernel takes blocks of their logits as they are, and their targets are labels and nothing else."""
+        temperature, softcap, bias = self.options.transform
+        by_label = self.labels.indices is not None and self.targets.dense is None
+        return temperature == 1.0 and softcap is None and bias is None and by_label and self.dtype == self.loss_dtype
+
     def numbers(self, rows: slice) -> RowNumbers:
         """Return which of all rows, numbered in order, these are of those that are not ignored."""
         return rows if self._kept is None else self._kept[rows]

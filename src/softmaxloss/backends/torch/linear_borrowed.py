@@ -19,13 +19,9 @@ _ENOUGH_ROWS = 256  # for products that take no longer than they need
 
 def plan_in_weight(problem: LinearProblem, rows: LinearRows, plan: BlockPlan, asked: Asked) -> BlockPlan | None:
     """Return the blocks of classes in which to go, None where this way is none or not the better one."""
-    transform = rows.options.transform
-    # Then the logits, once looked at, are still what the gradient can be made of.
-    plain = transform.temperature == 1.0 and transform.softcap is None and transform.logit_bias is None
-    by_label = rows.labels.indices is not None and rows.targets.dense is None
-    single = rows.dtype == rows.loss_dtype
     fits = asked[1] and not problem.positions and rows.count <= problem.hidden.shape[-1]
-    if not (plain and by_label and single and fits) or problem.gradient_filter:
+    # Plain logits, once looked at, are still what the gradient can be made of.
+    if not (rows.are_plain and fits) or problem.gradient_filter:
         return None
     if plan.holds_all_classes and plan.rows >= min(rows.count, _ENOUGH_ROWS):
         return None

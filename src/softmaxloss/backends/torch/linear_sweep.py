@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softmaxloss.backends import sweeps
-from softmaxloss.backends.block_plan import BlockPlan, plan_blocks
+from softmaxloss.backends.block_plan import BlockPlan, plan_blocks, plan_loss_tiles
 from softmaxloss.backends.linear_rows import LinearRows
 from softmaxloss.backends.torch import formula, linear_borrowed
 from softmaxloss.backends.torch.answers import check_labels
@@ -51,8 +51,7 @@ def _by_kernels(problem: LinearProblem, asked: Asked, upstream: Tensor | None) -
         rows.with_upstream(view(_by_position(upstream, problem)))
     elif upstream is not None:
         rows.gradient_scale *= float(upstream)
-    itemsize = product_dtype(problem).itemsize
-    plan = plan_blocks(rows.count, problem.classes, itemsize, problem.max_block_bytes, gradient=any(asked))
+    plan = _plan(problem, rows, asked)
     in_weight = linear_borrowed.plan_in_weight(problem, rows, plan, asked)
     products = Products(problem, rows.numbers, asked, in_weight or plan)
     if in_weight:
@@ -63,6 +62,13 @@ def _by_kernels(problem: LinearProblem, asked: Asked, upstream: Tensor | None) -
         found = sweeps.loss(rows, products, plan)
     loss = torch.from_numpy(np.asarray(found)).to(problem.losses.loss_dtype)
     return Swept(_in_rows(loss, problem), products.gradients())
+
+
+def _plan(problem: LinearProblem, rows: LinearRows, asked: Asked) -> BlockPlan:
+    itemsize, budget = product_dtype(problem).itemsize, problem.max_block_bytes
+    if rows.are_plain and not any(asked):
+        return plan_loss_tiles(rows.count, problem.classes, itemsize, budget)
+    return plan_blocks(rows.count, problem.classes, itemsize, budget, gradient=any(asked))
 
 
 def _rows_of(problem: LinearProblem) -> LinearRows:
