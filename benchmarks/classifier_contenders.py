@@ -48,6 +48,7 @@ def our_estimator(C: float, most: int) -> Any:
 def ours_watched(watch: Watch, n_rows: int) -> Iterator[None]:
     """Watch SoftmaxClassifier; values of fewer rows are not the objective, but they take their part of a pass."""
     from softmaxloss.objective import Objective
+    from softmaxloss.row_space import RowSpace
 
     def value_and_gradient(self: Any, parameters: Any, *arguments: Any, **options: Any) -> Any:
         answer = of_objective(self, parameters, *arguments, **options)
@@ -55,11 +56,23 @@ def ours_watched(watch: Watch, n_rows: int) -> Iterator[None]:
         watch.passes += here / n_rows
         if here == n_rows:
             matrix = parameters.reshape(self.shape)
-            watch.see(float(answer[0]), lambda: (matrix[:, :-1], matrix[:, -1]))
+            watch.see(float(answer[0]), lambda: layer(matrix))
         return answer
 
-    of_objective = Objective.value_and_gradient
-    with mock.patch.object(Objective, "value_and_gradient", value_and_gradient):
+    def point(self: Any, u: Any) -> Any:
+        answer = of_row_space(self, u)
+        watch.passes += 1
+        watch.see(answer.value, lambda: layer(self.parameters(u).reshape(self.objective.shape)))
+        return answer
+
+    def layer(matrix: Any) -> tuple[Any, Any]:
+        return matrix[:, :-1], matrix[:, -1]
+
+    of_objective, of_row_space = Objective.value_and_gradient, RowSpace.point
+    with (
+        mock.patch.object(Objective, "value_and_gradient", value_and_gradient),
+        mock.patch.object(RowSpace, "point", point),
+    ):
         yield
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from softmaxloss import row_space
 from softmaxloss.checkpoint import Checkpoint, CheckpointError
 from softmaxloss.data.files import replacing
 from softmaxloss.objective import Objective
@@ -58,10 +59,12 @@ def solve_path(
     objective.centred_and_scaled()  # before it is copied: the moments are not computed again
     solutions = [] if checkpoint is None else checkpoint.load()
     for penalty in penalties[len(solutions) :]:
-        number = len(solutions)
+        number, here = len(solutions), objective.with_penalty(penalty)
         begin = _next_start(solutions, penalties[: number + 1]) if solutions else start
+        if row_space.suits(here, here.centred_and_scaled()):
+            begin = None  # from which it is quicker, for it cannot begin anywhere else
         solution = solve(
-            objective.with_penalty(penalty),
+            here,
             begin,
             tol=tol,
             max_iter=max_iter,

@@ -203,16 +203,52 @@ def minimize(
     >>> solution.x, solution.converged
     (array([ 1., -2.]), True)
     """
-    descent = _Descent(value_and_gradient, variables or OriginalVariables(), preconditioner)
-    state = state or descent.start_at(np.array(x0, dtype=np.float64))
+    change = variables or OriginalVariables()
+
+    def point(u: Vector) -> Point:
+        x = change.to_original(u)
+        value, by_x = value_and_gradient(x)
+        by_u = change.gradient(by_x)
+        norm = np.maximum(np.abs(by_x).max(initial=0.0), np.abs(by_u).max(initial=0.0))  # NaN if either is
+        return Point(u, x, value, by_u, float(norm))
+
+    return descend(
+        point,
+        change.from_original(np.array(x0, dtype=np.float64)),
+        tol=tol,
+        max_iter=max_iter,
+        preconditioner=preconditioner,
+        on_iteration=on_iteration,
+        state=state,
+        on_state=on_state,
+    )
+
+
+def descend(
+    point: Callable[[Vector], Point],
+    u0: Vector,
+    *,
+    tol: float,
+    max_iter: int,
+    preconditioner: Callable[[Vector], Map] | None = None,
+    on_iteration: Callable[[Iteration], None] | None = None,
+    state: State | None = None,
+    on_state: Callable[[State], None] | None = None,
+) -> Solution:
+    """Minimise as `minimize` does a function that makes its own `Point` of u, with its own measure of the gradient.
+
+    All that is asked of u and the gradient is that ``gradient @ step`` is the function's derivative along the step.
+    """
+    descent = _Descent(point, preconditioner)
+    state = state or descent.start_at(u0)
     descent.precondition_at(state.renewed_at)
     while not _is_finished(state, tol, max_iter) and descent.iterate(state):
-        number, point = len(state.values), state.current
+        number, current = len(state.values), state.current
         if number in _RENEWALS or number % _RENEWED_EVERY == 0:
-            state.renewed_at = point.x
-            descent.precondition_at(point.x)
+            state.renewed_at = current.x
+            descent.precondition_at(current.x)
         if on_iteration is not None:
-            on_iteration(Iteration(number, point.x, point.value, point.gradient_norm))
+            on_iteration(Iteration(number, current.x, current.value, current.gradient_norm))
         if on_state is not None:
             on_state(state)
     best = state.current if state.current.gradient_norm <= tol else state.lowest
@@ -235,22 +271,16 @@ def _is_finished(state: State, tol: float, max_iter: int) -> bool:
 
 
 class _Descent:
-    """The function in both sets of variables, and how a step is made."""
+    """The function, and how a step is made."""
 
-    def __init__(
-        self,
-        value_and_gradient: ValueAndGradient,
-        variables: Variables,
-        preconditioner: Callable[[Vector], Map] | None,
-    ) -> None:
-        self.value_and_gradient = value_and_gradient
-        self.variables = variables
+    def __init__(self, evaluate: Callable[[Vector], Point], preconditioner: Callable[[Vector], Map] | None) -> None:
+        self.evaluate = evaluate
         self.preconditioner = preconditioner
         self.precondition: Map = np.copy
 
-    def start_at(self, x0: Vector) -> State:
+    def start_at(self, u0: Vector) -> State:
         """Return the state before the first iteration."""
-        point = self.evaluate(self.variables.from_original(x0))
+        point = self.evaluate(u0)
         if not np.isfinite(point.value + point.gradient_norm):
             raise ValueError(
                 f"the function must be finite where the minimisation starts: its value there is "
@@ -262,14 +292,6 @@ class _Descent:
         """Make the preconditioner."""
         if self.preconditioner is not None:
             self.precondition = self.preconditioner(x)
-
-    def evaluate(self, u: Vector) -> Point:
-        """Return the point at `u`."""
-        x = self.variables.to_original(u)
-        value, by_x = self.value_and_gradient(x)
-        by_u = self.variables.gradient(by_x)
-        norm = np.maximum(np.abs(by_x).max(initial=0.0), np.abs(by_u).max(initial=0.0))  # NaN if either is
-        return Point(u, x, value, by_u, float(norm))
 
     def iterate(self, state: State) -> bool:
         """Move to the next point; False, and nothing is changed, where no step leads further down."""

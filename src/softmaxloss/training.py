@@ -1,10 +1,12 @@
 """How SoftmaxClassifier's objective is minimised: first on a sample of the rows, then on all, well preconditioned."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
+from softmaxloss import row_space
 from softmaxloss.checkpoint import Checkpoint
 from softmaxloss.objective import CentredAndScaled, Objective
 from softmaxloss.preconditioner import (
@@ -13,8 +15,9 @@ from softmaxloss.preconditioner import (
     hessian_rows,
     kronecker_rows,
 )
+from softmaxloss.row_space import RowSpace
 from softmaxloss.rows import Rows, blas
-from softmaxloss.solver import Iteration, Map, Solution, minimize
+from softmaxloss.solver import Iteration, Map, Solution, descend, minimize
 
 Vector = npt.NDArray[np.float64]
 
@@ -38,6 +41,19 @@ def solve(
     with blas.on_one_thread():  # rows have threads of their own; a BLAS's crawl where others use the processors
         state = None if checkpoint is None else checkpoint.load()
         variables = objective.centred_and_scaled()
+        if start is None and row_space.suits(objective, variables):
+            space = RowSpace(objective, variables)
+            solution = descend(
+                space.point,
+                space.start,
+                tol=tol,
+                max_iter=max_iter,
+                preconditioner=lambda _: space.step,
+                on_iteration=on_iteration,
+                state=state,
+                on_state=None if checkpoint is None else checkpoint.save,
+            )
+            return replace(solution, x=space.parameters(solution.x))
         if state is not None:
             start = state.current.x
         elif start is None:

@@ -1,0 +1,192 @@
+"""The objective on the space of the rows: the same values, derivatives and minima as by the coefficients."""
+
+import numpy as np
+import pytest
+import scipy.sparse
+from learning_problems import objective_of
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
+
+import softmaxloss as sl
+from softmaxloss import row_space
+from softmaxloss.row_space import RowSpace
+from softmaxloss.solver import minimize
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_blas_thread():
+    """Matrices this small are slower with more threads, much slower where other work has the cores."""
+    with threadpool_limits(1, user_api="blas"):
+        yield
+
+
+def rows(n_classes, n_rows=40, n_features=150, dtype=np.float64, seed=0):
+    """Return texts, as it were, the first word in all of them, the last in none, and a row that is empty."""
+    rng = np.random.default_rng(seed)
+    X = rng.random((n_rows, n_features)) * (rng.random((n_rows, n_features)) < 0.1)
+    X[:, 0] += 1.0
+    X[:, -1] = 0.0
+    X[3] = 0.0
+    codes = np.concatenate([np.arange(n_classes), rng.integers(n_classes, size=n_rows - n_classes)])
+    return scipy.sparse.csr_array(X.astype(dtype)), codes
+
+
+def space_of(n_classes, dtype, fit_intercept, label_smoothing):
+    X, codes = rows(n_classes, dtype=dtype)
+    weights = np.random.default_rng(1).uniform(0, 3, len(codes))
+    weights[5] = 0.0
+    objective = objective_of(
+        X, codes, weights, C=0.7, n_classes=n_classes, fit_intercept=fit_intercept, label_smoothing=label_smoothing
+    )
+    variables = objective.centred_and_scaled()
+    assert row_space.suits(objective, variables)
+    return objective, variables, RowSpace(objective, variables)
+
+
+def point_of(space, objective, variables, seed):
+    """Return u of a random combination, intercepts among it where there are some, and of their changes by feature."""
+    rng = np.random.default_rng(seed)
+    n_rows, n_classes = objective.source.n_rows, objective.shape[0]
+    combination = rng.standard_normal((n_rows, n_classes))
+    centred = objective.source.rows.X.toarray().astype(np.float64) - variables.mean
+    intercept = rng.standard_normal(n_classes) * objective.fit_intercept
+    return np.concatenate([combination.ravel(), (centred @ (centred.T @ combination)).ravel(), intercept])
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_classes", [2, 3, 7])
+def test_values_and_derivatives_are_those_by_the_coefficients(n_classes, dtype, fit_intercept, label_smoothing):
+    objective, variables, space = space_of(n_classes, dtype, fit_intercept, label_smoothing)
+    tolerance = 1e-4 if dtype == np.float32 else 1e-11
+    for seed in range(3):
+        u, step = (point_of(space, objective, variables, 2 * seed + k) for k in range(2))
+        x, along = space.parameters(u), space.parameters(step)
+
+        point = space.point(u)
+
+        value, gradient = objective.value_and_gradient(x)
+        assert_allclose(point.value, value, rtol=tolerance)
+        assert_allclose(point.gradient @ step, gradient @ along, rtol=tolerance, atol=10 * tolerance)
+        norms = np.abs(gradient).max(), np.abs(variables.gradient(gradient)).max()
+        assert_allclose(point.gradient_norm, max(norms), rtol=tolerance)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_a_step_is_down_the_gradient_by_the_coefficients(fit_intercept):
+    objective, variables, space = space_of(4, np.float64, fit_intercept, 0.0)
+    u = point_of(space, objective, variables, 0)
+
+    step = space.step(space.point(u).gradient)
+
+    _, gradient = objective.value_and_gradient(space.parameters(u))
+    found, whole = (each.reshape(objective.shape)[:, :-1] for each in (space.parameters(step), gradient))
+    whole = whole - np.outer(gradient.reshape(objective.shape)[:, -1], variables.mean)
+    assert_allclose(found / np.linalg.norm(found), whole / np.linalg.norm(whole), atol=1e-12)
+
+
+@pytest.mark.parametrize("C", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("n_classes", [2, 5])
+def test_the_minimum_is_that_by_the_coefficients(n_classes, fit_intercept, C):
+    X, codes = rows(n_classes)
+    weights = np.random.default_rng(1).uniform(0.5, 2, len(codes))
+    options = {"C": C, "fit_intercept": fit_intercept}
+
+    ours = sl.SoftmaxClassifier(tol=1e-9, **options).fit(X, codes, weights)
+
+    objective = objective_of(X, codes, weights, n_classes=n_classes, label_smoothing=0.0, **options)
+    start = np.zeros(objective.shape).ravel()
+    variables = objective.centred_and_scaled()
+    best = minimize(objective.value_and_gradient, start, tol=1e-10, max_iter=3000, variables=variables)
+    assert ours.converged_
+    value, _ = objective.value_and_gradient(np.column_stack([ours.coef_, ours.intercept_]).ravel())
+    assert_allclose(value, best.value, rtol=1e-9)
+    theirs = LogisticRegression(tol=1e-9, max_iter=10000, solver="newton-cg", **options).fit(X, codes, weights)
+    assert_allclose(ours.predict_proba(X), theirs.predict_proba(X), atol=1e-5)
+
+
+def test_it_is_for_few_sparse_rows_of_features_alike():
+    def suits(X, **options):
+        codes = np.arange(X.shape[0]) % 2
+        options = {"C": 1.0, "n_classes": 2, "fit_intercept": True, "label_smoothing": 0.0, **options}
+        objective = objective_of(X, codes, np.ones(len(codes)), **options)
+        return row_space.suits(objective, objective.centred_and_scaled())
+
+    X, _ = rows(2)
+    assert suits(X)
+    assert not suits(X.toarray())
+    assert not suits(X[:, :79])
+    assert suits(X[:, 1:81])
+    unlike = scipy.sparse.csr_array(X * np.geomspace(1e-6, 1e6, X.shape[1]))
+    assert suits(unlike)
+    assert not suits(unlike.astype(np.float32))
+    assert not suits(scipy.sparse.csr_array((40, 150)))
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_features_unlike_in_float32_are_learnt_by_the_coefficients():
+    X, codes = rows(3)
+    X = scipy.sparse.csr_array(X * np.geomspace(1e-6, 1e6, X.shape[1])).astype(np.float32)
+    assert sl.SoftmaxClassifier(C=1e3).fit(X, codes).score(X, codes) > 0.9
+
+
+def test_every_number_of_threads_gives_the_same_bits():
+    X, codes = rows(5, n_rows=300, n_features=2000)
+    before = sl.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            sl.set_num_threads(threads)
+            found.append(sl.SoftmaxClassifier().fit(X, codes).coef_)
+    finally:
+        sl.set_num_threads(before)
+    assert_array_equal(found[0], found[1])
+    assert_array_equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("calls", [(3,), (7,), (8, 2, 5)])
+def test_an_interrupted_fit_ends_at_the_same_bits(calls, tmp_path, monkeypatch):
+    X, codes = rows(4, n_rows=200, n_features=1000)
+    options = {"C": 100.0, "tol": 1e-9}
+    whole = sl.SoftmaxClassifier(**options).fit(X, codes)
+    assert whole.n_iter_ > 8
+    path = tmp_path / "state.npz"
+
+    for call in calls:
+        evaluate, made = RowSpace._evaluate, []
+
+        def interrupted(self, u, evaluate=evaluate, made=made, call=call):
+            made.append(u)
+            if len(made) == call:
+                raise KeyboardInterrupt
+            return evaluate(self, u)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RowSpace, "_evaluate", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                sl.SoftmaxClassifier(**options, checkpoint=path).fit(X, codes)
+    resumed = sl.SoftmaxClassifier(**options, checkpoint=path).fit(X, codes)
+
+    assert_array_equal(resumed.coef_, whole.coef_)
+    assert_array_equal(resumed.intercept_, whole.intercept_)
+    assert resumed.loss_curve_ == whole.loss_curve_
+
+
+def test_a_warm_start_begins_where_the_last_fit_ended():
+    X, codes = rows(4)
+    model = sl.SoftmaxClassifier(tol=1e-6, warm_start=True).fit(X, codes)
+    coef = model.coef_
+    model.fit(X, codes)
+    assert model.n_iter_ == 0
+    assert_allclose(model.coef_, coef, rtol=1e-12)
+
+
+def test_a_path_of_penalties():
+    X, codes = rows(3, n_rows=60)
+    Cs = [0.01, 1.0, 100.0]
+    model = sl.SoftmaxClassifierCV(Cs=Cs, cv=3, tol=1e-8).fit(X, codes)
+    alone = sl.SoftmaxClassifier(C=model.C_, tol=1e-8).fit(X, codes)
+    assert_allclose(model.coef_, alone.coef_, atol=1e-5)
