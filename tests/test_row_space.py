@@ -21,7 +21,7 @@ def one_blas_thread():
         yield
 
 
-def rows(n_classes, n_rows=40, n_features=150, dtype=np.float64, seed=0):
+def rows(n_classes, n_rows=40, n_features=1200, dtype=np.float64, seed=0):
     """Return texts, as it were, the first word in all of them, the last in none, and a row that is empty."""
     rng = np.random.default_rng(seed)
     X = rng.random((n_rows, n_features)) * (rng.random((n_rows, n_features)) < 0.1)
@@ -118,12 +118,13 @@ def test_it_is_for_few_sparse_rows_of_features_alike():
     X, _ = rows(2)
     assert suits(X)
     assert not suits(X.toarray())
-    assert not suits(X[:, :79])
-    assert suits(X[:, 1:81])
+    assert not suits(X[:, :999])
+    assert suits(X[:, :1000])
+    assert not suits(scipy.sparse.vstack([X] * 16).tocsr())
     unlike = scipy.sparse.csr_array(X * np.geomspace(1e-6, 1e6, X.shape[1]))
     assert suits(unlike)
     assert not suits(unlike.astype(np.float32))
-    assert not suits(scipy.sparse.csr_array((40, 150)))
+    assert not suits(scipy.sparse.csr_array((40, 1200)))
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -149,7 +150,7 @@ def test_every_number_of_threads_gives_the_same_bits():
 
 @pytest.mark.parametrize("calls", [(3,), (7,), (8, 2, 5)])
 def test_an_interrupted_fit_ends_at_the_same_bits(calls, tmp_path, monkeypatch):
-    X, codes = rows(4, n_rows=200, n_features=1000)
+    X, codes = rows(4, n_rows=200, n_features=1500)
     options = {"C": 100.0, "tol": 1e-9}
     whole = sl.SoftmaxClassifier(**options).fit(X, codes)
     assert whole.n_iter_ > 8

@@ -34,8 +34,8 @@ Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
 _T = TypeVar("_T")
 
-# Features for each row, from which it is the rows that are few.
-_FEATURES_PER_ROW = 2
+# From so many features for each row it is the rows that are few; fewer features than these are as quick by themselves.
+_FEATURES_PER_ROW, _FEWEST_FEATURES = 2, 1000
 
 # Products are taken in so many parts at least, of about so many bytes at most, that stay in a cache while all that is
 # to be done with them is done.
@@ -52,7 +52,7 @@ def suits(objective: Objective, variables: CentredAndScaled) -> bool:
     if not (isinstance(source, LocalRows) and source.is_sparse):
         return False
     scale = variables.scale[variables.scale > 0.0]
-    if source.n_features < _FEATURES_PER_ROW * source.n_rows or not scale.size:
+    if source.n_features < max(_FEATURES_PER_ROW * source.n_rows, _FEWEST_FEATURES) or not scale.size:
         return False
     return bool(scale.max() * np.finfo(source.dtype).eps < _HIDDEN * scale.min())
 
