@@ -1,5 +1,6 @@
 """A fit with a checkpoint: killed anywhere and started again, it ends at the same bits; other fits are refused."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 import softmaxloss.objective
+import softmaxloss.preconditioner
 from softmaxloss.classifier import SoftmaxClassifier
 
 
@@ -66,6 +68,27 @@ def test_an_interrupted_fit_ends_at_the_same_bits(kind, calls, tmp_path, monkeyp
     np.testing.assert_array_equal(resumed.intercept_, whole.intercept_)
     assert resumed.loss_curve_ == whole.loss_curve_
     assert [file.name for file in tmp_path.iterdir()] == ["state.npz"]
+
+
+@pytest.mark.parametrize("calls", [(4,), (9, 8), (20,)])
+def test_a_fit_that_left_its_preconditioner_ends_at_the_same_bits(calls, tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    y = np.arange(2000) % 25
+    X = 0.6 * random.standard_normal((25, 60))[y] + random.standard_normal((2000, 60))  # alike in all directions
+    assert not softmaxloss.preconditioner.hessian_rows(2000, 25 * 61)
+    whole = classifier().fit(X, y)
+    path = tmp_path / "state.npz"
+
+    for call in calls:
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, call)
+            with pytest.raises(KeyboardInterrupt):
+                classifier(path).fit(X, y)
+    resumed = classifier(path).fit(X, y)
+
+    np.testing.assert_array_equal(resumed.coef_, whole.coef_)
+    with np.load(path) as file:
+        assert not json.loads(str(file["facts"]))["preconditioned"]
 
 
 def test_a_resumed_fit_does_only_what_is_left(tmp_path, monkeypatch):

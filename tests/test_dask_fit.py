@@ -310,10 +310,7 @@ def _at_iteration(monkeypatch, number, action):
     """Have the solver do something in its n-th iteration."""
     minimize = softmaxloss.training.minimize
 
-    def watched(*args, on_iteration=None, **options):
-        if on_iteration is None:  # of a sample
-            return minimize(*args, **options)
-
+    def watched(*args, on_iteration, **options):
         def told(iteration):
             on_iteration(iteration)
             if iteration.number == number:

@@ -98,3 +98,27 @@ def test_features_that_repeat_each_other(dtype, C, monkeypatch):
     assert model.converged_
     once = SoftmaxClassifier(C=C * 150).fit(few, y)  # the coefficients share the work: each has a 150th of it
     np.testing.assert_allclose(model.predict_proba(X), once.predict_proba(few), atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_the_product_helps_where_steps_show_it(n_classes, fit_intercept, dtype):
+    objective, rows = problem(n_classes, fit_intercept, dtype)
+    x = np.random.default_rng(1).normal(0, 0.3, objective.shape)
+    x[:, -1] *= fit_intercept
+    precondition = KroneckerPreconditioner(objective, rows, objective.centred_and_scaled(), x.ravel())
+    seen = np.flatnonzero(np.tile([True] * (objective.shape[1] - 1) + [fit_intercept], objective.shape[0]))
+    if n_classes > 2:  # whose probabilities' sum is 1: in one direction there is no curvature
+        seen = seen[: -objective.shape[1]]
+    columns = np.eye(x.size)[seen]
+    gradients = list(np.random.default_rng(2).standard_normal((12, len(seen))) @ columns)
+    steps = [precondition(gradient) for gradient in gradients]
+
+    for step, gradient in zip(steps, gradients, strict=True):
+        if n_classes == 2:
+            np.testing.assert_allclose(precondition._squared_length(step), step @ gradient, rtol=1e-3)
+    assert precondition.helps(steps, gradients)
+    assert not precondition.helps(steps, steps)
+    assert not precondition.helps(gradients, [np.full_like(gradient, np.nan) for gradient in gradients])
+    assert precondition.helps([], [])

@@ -79,7 +79,7 @@ def test_a_step_is_down_the_gradient_by_the_coefficients(fit_intercept):
     objective, variables, space = space_of(4, np.float64, fit_intercept, 0.0)
     u = point_of(space, objective, variables, 0)
 
-    step = space.step(space.point(u).gradient)
+    step = space.preconditioner(space.point(u).gradient)
 
     _, gradient = objective.value_and_gradient(space.parameters(u))
     found, whole = (each.reshape(objective.shape)[:, :-1] for each in (space.parameters(step), gradient))

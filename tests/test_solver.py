@@ -267,3 +267,44 @@ def test_progress_on_a_closed_stderr_is_off(monkeypatch):
     monkeypatch.setattr("sys.stderr", closed)
 
     report(23)
+
+
+class Doubtful:
+    """A preconditioner that helps for a while."""
+
+    def __init__(self, times):
+        self.times, self.made = times, []
+
+    def __call__(self, x):
+        self.made.append(x)
+        return self.At(len(self.made) <= self.times)
+
+    class At:
+        def __init__(self, helps):
+            self._helps, self.used = helps, False
+
+        def __call__(self, gradient):
+            assert self._helps
+            return gradient.copy()
+
+        def helps(self, steps, changes):
+            assert len(steps) == len(changes) > 0
+            return self._helps
+
+
+@pytest.mark.parametrize("times", [1, 2, 100])
+def test_a_preconditioner_that_does_not_help_is_left(times):
+    preconditioner, states = Doubtful(times), []
+    solution = minimize(
+        Quadratic(np.geomspace(1e-4, 1, 40)),
+        np.zeros(40),
+        tol=1e-9,
+        max_iter=500,
+        preconditioner=preconditioner,
+        on_state=lambda state: states.append((state.preconditioned, state.renewed_at)),
+    )
+    assert solution.converged
+    assert solution.n_iter > 16
+    assert len(preconditioner.made) == min(times + 1, 3 + solution.n_iter // 40)
+    assert states[-1][0] == (times == 100)
+    np.testing.assert_array_equal(states[-1][1], preconditioner.made[-1])

@@ -12,7 +12,7 @@ from softmaxloss.data.files import replacing
 from softmaxloss.solver import Point, State
 
 _EVERY = 5  # iterations between two writes
-_FORMAT = 1
+_FORMAT = 2
 
 _POINTS = ("current", "lowest")
 _VECTORS = ("u", "x", "gradient")
@@ -56,6 +56,7 @@ class Checkpoint:
         if len(state.values) % _EVERY:
             return
         facts: dict[str, Any] = {"format": _FORMAT, "identity": self.identity, "found_at": state.found_at}
+        facts["preconditioned"] = state.preconditioned
         arrays: dict[str, Any] = {
             "steps": np.array(state.steps).reshape(len(state.steps), -1),
             "changes": np.array(state.changes).reshape(len(state.changes), -1),
@@ -96,6 +97,7 @@ def _state(facts: dict[str, Any], arrays: dict[str, Any]) -> State:
         progress=progress,
         renewed_at=arrays["renewed_at"],
         found_at=facts["found_at"],
+        preconditioned=facts["preconditioned"],
         steps=list(arrays["steps"]),
         changes=list(arrays["changes"]),
         values=arrays["values"].tolist(),

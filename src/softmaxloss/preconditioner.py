@@ -26,6 +26,10 @@ _CHUNK = 1 << 20
 # Of the Hessian in variables where it is about one: directions that the loss does not see have none.
 _LEAST_EIGENVALUE = 1e-8
 
+# A preconditioner is worth it if its metric makes the cosines between steps and the gradient's changes larger by this
+# factor; so many steps are looked at.
+_NEARER, _STEPS_SEEN = 1.2, 10
+
 # What is added to the diagonals, relative to them, where features repeat each other or no row has any doubt left.
 _LEAST_CURVATURE = 1e-6
 
@@ -78,6 +82,10 @@ class HessianPreconditioner:
         direction: Vector = scipy.linalg.cho_solve(self._factor, gradient, check_finite=False)
         return direction
 
+    def helps(self, steps: list[Vector], changes: list[Vector]) -> bool:
+        """Return True: it is the Hessian's."""
+        return True
+
 
 class KroneckerPreconditioner:
     r"""The inverse of a Kronecker product that is near to the Hessian, by features and classes.
@@ -89,6 +97,9 @@ class KroneckerPreconditioner:
     each eigenvalue s of S a matrix ``s F + R`` is to be inverted. One generalised eigenproblem serves them all: of F
     with respect to ``A = m F + R`` for the mean m of the eigenvalues, which gives V with ``V.T A V = 1`` and
     ``V.T F V = diag(t)``, and so ``(s F + R)^-1 = V diag(1 / (1 + (s - m) t)) V.T``.
+
+    Where the model is sure of nearly all rows, few of them make the Hessian, and it is no product of means: without
+    strongly correlated features the steps so far then show that it does not help.
 
     References
     ----------
@@ -110,7 +121,7 @@ class KroneckerPreconditioner:
         curvatures = np.maximum(curvatures, 0.0) + _LEAST_CURVATURE / objective.shape[0]
         typical = curvatures.mean()
         penalties = objective.penalty * np.square(variables.scale).astype(X.dtype)
-        shares, self._features = _eigen(by_feature, typical * by_feature + np.diag(penalties))
+        shares, self._features, self._dual = _eigen(by_feature, typical * by_feature + np.diag(penalties))
         of_both = 1.0 + np.outer(curvatures - typical, shares)
         self._by_coef = (1.0 / np.maximum(of_both, _LEAST_CURVATURE)).astype(X.dtype)
         self._by_intercept = 1.0 / (curvatures * variables.intercept_scale**2) if objective.fit_intercept else 0.0
@@ -126,14 +137,36 @@ class KroneckerPreconditioner:
         direction: Vector = (self._classes @ np.column_stack([coef, intercept])).astype(np.float64).ravel()
         return direction
 
+    def helps(self, steps: list[Vector], changes: list[Vector]) -> bool:
+        """Tell whether steps are nearer to the gradient's changes in its metric than in that of the variables.
 
-def _eigen(by_feature: Array, full: Array) -> tuple[Array, Array]:
-    """Solve the generalised eigenproblem of two matrices, with as much added to the second's diagonal as that needs."""
+        The cosine between a step s and a change y is ``s.y / sqrt(s.P^-1 s * y.P y)`` in the metric of this map P, 1
+        where it is the inverse Hessian; the identity's is ``s.y / sqrt(s.s * y.y)``.
+        """
+        gains = [
+            0.5 * np.log((step @ step) * (change @ change) / (self._squared_length(step) * (change @ self(change))))
+            for step, change in zip(steps[-_STEPS_SEEN:], changes[-_STEPS_SEEN:], strict=True)
+        ]
+        return not gains or bool(np.mean(gains) > np.log(_NEARER))
+
+    def _squared_length(self, step: Vector) -> float:
+        """Return the product of a step with its inverse image."""
+        rotated = self._classes.T @ step.reshape(self._shape).astype(self._dtype)
+        of_coef = np.square(rotated[:, :-1] @ self._dual) / self._by_coef
+        of_intercept = np.square(rotated[:, -1]) / self._by_intercept if np.any(self._by_intercept) else 0.0
+        return float(of_coef.sum(dtype=np.float64) + np.sum(of_intercept, dtype=np.float64))
+
+
+def _eigen(by_feature: Array, full: Array) -> tuple[Array, Array, Array]:
+    """Solve the generalised eigenproblem of two matrices, with as much added to the second's diagonal as that needs.
+
+    Returns the eigenvalues, the vectors V, and the transpose of V's inverse.
+    """
     largest = np.diag(full).max() + np.finfo(full.dtype).tiny
     for share in (_LEAST_CURVATURE, 1e-4, 1e-2):
         raised = full + np.diag(np.full(len(full), share * largest, full.dtype))
         with contextlib.suppress(scipy.linalg.LinAlgError):  # float32 rounds what repeats to less than nothing
             shares, vectors = scipy.linalg.eigh(by_feature, raised, driver="gvd", check_finite=False)
-            return shares, vectors
+            return shares, vectors, raised @ vectors
     scale = np.sqrt(np.diag(full) + largest)
-    return np.diag(by_feature) / np.square(scale), np.diag(1.0 / scale)
+    return np.diag(by_feature) / np.square(scale), np.diag(1.0 / scale), np.diag(scale)

@@ -28,7 +28,7 @@ from softmaxloss.loss import softmax_cross_entropy_and_grad
 from softmaxloss.objective import CentredAndScaled, Objective
 from softmaxloss.rows import LocalRows, LoneThreads
 from softmaxloss.runtime import get_num_threads
-from softmaxloss.solver import Map, Point
+from softmaxloss.solver import Point
 
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
@@ -93,7 +93,7 @@ class RowSpace:
         return self._first if u is self.start else self._evaluate(u)
 
     @cached_property
-    def step(self) -> Map:
+    def preconditioner(self) -> "_Step":
         """The map from gradients to steps.
 
         It is the identity in the metric of the coefficients, over a bound of the steepest curvature: Boehning's (see
@@ -108,11 +108,7 @@ class RowSpace:
         bound = 0.5 * (1.0 - 1.0 / objective.n_classes)
         scale = 2.0 / (bound * eigenvalue / objective.total_weight + objective.penalty)
 
-        def step(by_u: Vector) -> Vector:
-            product, gradient, by_intercept = self._split(by_u)
-            return self._joined(scale * gradient, scale * product, by_intercept)
-
-        return step
+        return _Step(scale, self._split, self._joined)
 
     def parameters(self, u: Vector) -> Vector:
         """Return the objective's own parameters, [coef | intercept]."""
@@ -181,6 +177,22 @@ class RowSpace:
     @staticmethod
     def _joined(first: Array, second: Array, last: Vector) -> Vector:
         return np.concatenate([first.ravel(), second.ravel(), last], dtype=np.float64)
+
+
+class _Step(NamedTuple):
+    """See `solver.Preconditioner`: from [K A, A, c] to [A, K A, c]."""
+
+    scale: float
+    split: Callable[[Vector], tuple[Array, Array, Vector]]
+    joined: Callable[[Array, Array, Vector], Vector]
+
+    def __call__(self, gradient: Vector) -> Vector:
+        product, combination, intercept = self.split(gradient)
+        return self.joined(self.scale * combination, self.scale * product, intercept)
+
+    def helps(self, steps: list[Vector], changes: list[Vector]) -> bool:
+        """Return True: gradients are no steps without it."""
+        return True
 
 
 def _largest(array: Array) -> float:

@@ -51,6 +51,16 @@ class Variables(Protocol):
         """Return the gradient with respect to u, L^T times the one with respect to x."""
 
 
+class Preconditioner(Protocol):
+    """A symmetric positive definite linear map of vectors in u, near to the inverse of the Hessian up to a factor."""
+
+    def __call__(self, gradient: Vector) -> Vector:
+        """Return the map of a gradient: a step."""
+
+    def helps(self, steps: list[Vector], changes: list[Vector]) -> bool:
+        """Tell whether it has shown to be worth it: these steps changed the gradient so."""
+
+
 class OriginalVariables:
     """No change of variables: u is x."""
 
@@ -113,7 +123,8 @@ class State:
 
     `steps` and `changes` are the last steps in u and what they did to the gradient, `lowest` is the point of the
     lowest gradient so far, `lowest_value` the lowest value, by `progress` at least below others, and `found_at` the
-    iteration of the later of the two. `renewed_at` is where the preconditioner was made.
+    iteration of the later of the two. `renewed_at` is where the preconditioner was made, and `preconditioned` says
+    whether it is still used.
     """
 
     current: Point
@@ -122,6 +133,7 @@ class State:
     progress: float
     renewed_at: Vector
     found_at: int = 0
+    preconditioned: bool = True
     steps: list[Vector] = field(default_factory=list)
     changes: list[Vector] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
@@ -134,7 +146,7 @@ def minimize(
     tol: float,
     max_iter: int,
     variables: Variables | None = None,
-    preconditioner: Callable[[Vector], Map] | None = None,
+    preconditioner: Callable[[Vector], Preconditioner] | None = None,
     on_iteration: Callable[[Iteration], None] | None = None,
     state: State | None = None,
     on_state: Callable[[State], None] | None = None,
@@ -160,8 +172,8 @@ def minimize(
     variables : Variables, optional
         A linear change of variables in which the function is better scaled; without it u is x.
     preconditioner : callable, optional
-        x to a symmetric positive definite linear map of vectors in u, near to the inverse of the Hessian at x up to
-        a factor. Asked for at the start and now and then later; without it the identity.
+        x to a `Preconditioner` there. Asked for at the start and now and then later, until one does not help; without
+        it the identity.
     on_iteration : callable, optional
         Called with an `Iteration` after each one. An exception that it raises ends the minimisation.
     state : State, optional
@@ -230,7 +242,7 @@ def descend(
     *,
     tol: float,
     max_iter: int,
-    preconditioner: Callable[[Vector], Map] | None = None,
+    preconditioner: Callable[[Vector], Preconditioner] | None = None,
     on_iteration: Callable[[Iteration], None] | None = None,
     state: State | None = None,
     on_state: Callable[[State], None] | None = None,
@@ -241,12 +253,11 @@ def descend(
     """
     descent = _Descent(point, preconditioner)
     state = state or descent.start_at(u0)
-    descent.precondition_at(state.renewed_at)
+    descent.precondition_as(state)
     while not _is_finished(state, tol, max_iter) and descent.iterate(state):
         number, current = len(state.values), state.current
         if number in _RENEWALS or number % _RENEWED_EVERY == 0:
-            state.renewed_at = current.x
-            descent.precondition_at(current.x)
+            descent.renew_preconditioner(state)
         if on_iteration is not None:
             on_iteration(Iteration(number, current.x, current.value, current.gradient_norm))
         if on_state is not None:
@@ -273,7 +284,9 @@ def _is_finished(state: State, tol: float, max_iter: int) -> bool:
 class _Descent:
     """The function, and how a step is made."""
 
-    def __init__(self, evaluate: Callable[[Vector], Point], preconditioner: Callable[[Vector], Map] | None) -> None:
+    def __init__(
+        self, evaluate: Callable[[Vector], Point], preconditioner: Callable[[Vector], Preconditioner] | None
+    ) -> None:
         self.evaluate = evaluate
         self.preconditioner = preconditioner
         self.precondition: Map = np.copy
@@ -288,10 +301,19 @@ class _Descent:
             )
         return State(point, point, point.value, _PROGRESS * abs(point.value), point.x)
 
-    def precondition_at(self, x: Vector) -> None:
-        """Make the preconditioner."""
-        if self.preconditioner is not None:
-            self.precondition = self.preconditioner(x)
+    def precondition_as(self, state: State) -> None:
+        """Make the preconditioner that the state was left with."""
+        if self.preconditioner is not None and state.preconditioned:
+            self.precondition = self.preconditioner(state.renewed_at)
+
+    def renew_preconditioner(self, state: State) -> None:
+        """Make it anew at the current point; where the last steps tell that it does not help, do without."""
+        if self.preconditioner is None or not state.preconditioned:
+            return
+        state.renewed_at = state.current.x
+        made = self.preconditioner(state.renewed_at)
+        state.preconditioned = made.helps(state.steps, state.changes)
+        self.precondition = made if state.preconditioned else np.copy
 
     def iterate(self, state: State) -> bool:
         """Move to the next point; False, and nothing is changed, where no step leads further down."""

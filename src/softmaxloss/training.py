@@ -1,4 +1,4 @@
-"""How SoftmaxClassifier's objective is minimised: first on a sample of the rows, then on all, well preconditioned."""
+"""How SoftmaxClassifier's objective is minimised: in which variables, and how it is preconditioned."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,15 +17,9 @@ from softmaxloss.preconditioner import (
 )
 from softmaxloss.row_space import RowSpace
 from softmaxloss.rows import Rows, blas
-from softmaxloss.solver import Iteration, Map, Solution, descend, minimize
+from softmaxloss.solver import Iteration, Preconditioner, Solution, descend, minimize
 
 Vector = npt.NDArray[np.float64]
-
-# Where the data are large, a few iterations on one row in eight spare about as many on all of them.
-_SAMPLED_SHARE = 8
-_SAMPLED_ITERATIONS = 20
-_WORTH_SAMPLING = 1 << 26  # products of a feature and a parameter
-_MOST_SAMPLE_BYTES = 1 << 28
 
 
 def solve(
@@ -37,7 +31,7 @@ def solve(
     on_iteration: Callable[[Iteration], None] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Solution:
-    """Minimise the objective from `start`, or from 0 by way of a sample of the rows, or from a checkpoint."""
+    """Minimise the objective from `start`, from 0 without one, or from a checkpoint."""
     with blas.on_one_thread():  # rows have threads of their own; a BLAS's crawl where others use the processors
         state = None if checkpoint is None else checkpoint.load()
         variables = objective.centred_and_scaled()
@@ -48,19 +42,15 @@ def solve(
                 space.start,
                 tol=tol,
                 max_iter=max_iter,
-                preconditioner=lambda _: space.step,
+                preconditioner=lambda _: space.preconditioner,
                 on_iteration=on_iteration,
                 state=state,
                 on_state=None if checkpoint is None else checkpoint.save,
             )
             return replace(solution, x=space.parameters(solution.x))
-        if state is not None:
-            start = state.current.x
-        elif start is None:
-            start = _start(objective, variables, tol)
         return minimize(
             objective.value_and_gradient,
-            start,
+            np.zeros(objective.shape).ravel() if start is None else start,
             tol=tol,
             max_iter=max_iter,
             variables=variables,
@@ -71,32 +61,11 @@ def solve(
         )
 
 
-def _start(objective: Objective, variables: CentredAndScaled, tol: float) -> Vector:
-    """Return the minimum for a sample of the rows, or nearly, where there are many; else 0."""
-    start = np.zeros(objective.shape).ravel()
-    source = objective.source
-    count = source.n_rows // _SAMPLED_SHARE
-    if source.is_sparse or source.n_rows * start.size < _WORTH_SAMPLING:
-        return start
-    count = min(count, _MOST_SAMPLE_BYTES // (source.n_features * source.dtype.itemsize))
-    sampled = objective.on(source.sample(max(count, 1)))
-    if not sampled.total_weight > 0:
-        return start
-    return minimize(
-        sampled.value_and_gradient,
-        start,
-        tol=tol,
-        max_iter=_SAMPLED_ITERATIONS,
-        variables=variables,
-        preconditioner=_preconditioner(sampled, variables),
-    ).x
-
-
-def _preconditioner(objective: Objective, variables: CentredAndScaled) -> Callable[[Vector], Map] | None:
+def _preconditioner(objective: Objective, variables: CentredAndScaled) -> Callable[[Vector], Preconditioner] | None:
     """Return what makes the preconditioner at a point; none where its matrices would be too large."""
     source, n_parameters = objective.source, objective.shape[0] * objective.shape[1]
     count = hessian_rows(source.n_rows, n_parameters)
-    make: Callable[[Objective, Rows, CentredAndScaled, Vector], Map] = HessianPreconditioner
+    make: Callable[[Objective, Rows, CentredAndScaled, Vector], Preconditioner] = HessianPreconditioner
     if not count:
         make = KroneckerPreconditioner
         count = kronecker_rows(source.n_features, objective.n_classes, is_sparse=source.is_sparse)
