@@ -26,7 +26,7 @@ from option_cases import (
 
 import softmaxloss as sl
 from softmaxloss.backends import linear_products
-from softmaxloss.backends.block_plan import DEFAULT_BLOCK_BYTES, plan_blocks
+from softmaxloss.backends.block_plan import DEFAULT_BLOCK_BYTES, plan_blocks, plan_loss_tiles
 
 FINITE = ["ordinary", "confident", "offset", "constant"]
 
@@ -295,10 +295,11 @@ def test_a_first_block_where_the_gradient_will_be():
 @settings(deadline=None, derandomize=True)
 def test_a_plan_covers_everything_within_its_bytes(rows, classes, itemsize, budget, gradient, data):
     plan = plan_blocks(rows, classes, itemsize, budget, gradient=gradient)
-    assert plan.bytes <= budget
-    for blocks, length in ((plan.row_blocks(), rows), (plan.class_blocks(), classes)):
-        blocks = list(blocks)
-        assert [i for b in blocks for i in range(b.start, b.stop)] == list(range(length))
+    for each in (plan, plan_loss_tiles(rows, classes, itemsize, budget)):
+        assert each.bytes <= budget
+        for blocks, length in ((each.row_blocks(), rows), (each.class_blocks(), classes)):
+            blocks = list(blocks)
+            assert [i for b in blocks for i in range(b.start, b.stop)] == list(range(length))
     first = plan.with_first_block(data.draw(st.integers(0, 3000)))
     assert [i for b in first.row_blocks() for i in range(b.start, b.stop)] == list(range(rows))
 

@@ -56,6 +56,17 @@ class TestAnswers:
                 operands, labels, options = linear_problem(names, kind, positions=positions, reduction=reduction)
                 compare(operands, labels, options, max_block_bytes=block_bytes)
 
+    @pytest.mark.parametrize("names", [(), *OPTION_SETS[-2:]], ids=ids)
+    @by_reduction
+    def test_more_rows_and_classes_than_products_take_at_a_time(self, names, reduction):
+        rows, classes = linear_products._PRODUCT_ROWS + 1, linear_products._SUM_ROWS + 3
+        for block_bytes in (None, 8 * classes * rows - 8):
+            operands, labels, options = linear_problem(names, rows=rows, classes=classes, reduction=reduction)
+            compare(operands, labels, options, max_block_bytes=block_bytes)
+            with torch.no_grad():
+                loss = ours(operands, labels, options | {"max_block_bytes": block_bytes})
+            assert_close(loss, formula(operands, labels, options))
+
     @by_reduction
     def test_one_row(self, reduction):
         (hidden, weight, bias), labels, options = linear_problem(reduction=reduction)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from softmaxloss.data.files import replacing
-from softmaxloss.solver import Point, State
+from softmaxloss.line_search import Point
+from softmaxloss.solver import State
 
 _EVERY = 5  # iterations between two writes
 _FORMAT = 2
@@ -56,7 +57,7 @@ class Checkpoint:
         if len(state.values) % _EVERY:
             return
         facts: dict[str, Any] = {"format": _FORMAT, "identity": self.identity, "found_at": state.found_at}
-        facts["preconditioned"] = state.preconditioned
+        facts |= {"preconditioned": state.preconditioned, "length": state.length}
         arrays: dict[str, Any] = {
             "steps": np.array(state.steps).reshape(len(state.steps), -1),
             "changes": np.array(state.changes).reshape(len(state.changes), -1),
@@ -98,6 +99,7 @@ def _state(facts: dict[str, Any], arrays: dict[str, Any]) -> State:
         renewed_at=arrays["renewed_at"],
         found_at=facts["found_at"],
         preconditioned=facts["preconditioned"],
+        length=facts["length"],
         steps=list(arrays["steps"]),
         changes=list(arrays["changes"]),
         values=arrays["values"].tolist(),

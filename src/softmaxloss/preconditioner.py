@@ -92,11 +92,9 @@ class KroneckerPreconditioner:
 
     The Hessian of the mean loss by the coefficients is the mean over rows of ``S_i (x) f_i f_i.T`` for the features f
     as they are centred and scaled and ``S_i = diag(p_i) - p_i p_i.T`` of the probabilities. In its place stands the
-    product of the means, ``S (x) F``, which is exact where all rows have the same probabilities, as they do at 0 [1]_;
-    F's rows count by the trace of their S_i. To this the penalty is added, a diagonal R of the features, so that for
-    each eigenvalue s of S a matrix ``s F + R`` is to be inverted. One generalised eigenproblem serves them all: of F
-    with respect to ``A = m F + R`` for the mean m of the eigenvalues, which gives V with ``V.T A V = 1`` and
-    ``V.T F V = diag(t)``, and so ``(s F + R)^-1 = V diag(1 / (1 + (s - m) t)) V.T``.
+    product of the means, ``S (x) F``, which is exact where all rows have the same probabilities, as they do at 0 [1]_.
+    To this the penalty is added, a diagonal R of the features, so that for each eigenvalue s of S a matrix ``s F + R``
+    is to be inverted. One generalised eigenproblem serves them all, at every x: see `FeatureSpectrum`.
 
     Where the model is sure of nearly all rows, few of them make the Hessian, and it is no product of means: without
     strongly correlated features the steps so far then show that it does not help.
@@ -107,23 +105,23 @@ class KroneckerPreconditioner:
        the product of the means.
     """
 
-    def __init__(self, objective: Objective, rows: Rows, variables: CentredAndScaled, x: Vector) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        rows: Rows,
+        variables: CentredAndScaled,
+        x: Vector,
+        spectrum: "FeatureSpectrum | None" = None,
+    ) -> None:
         coef, intercept = objective.layer(x)
         X = rows.dense
         probabilities = softmax(X @ coef.T + intercept, axis=1)
         weights = (rows.weights / rows.weights.sum()).astype(X.dtype)
         by_class = np.diag(weights @ probabilities) - (probabilities.T * weights) @ probabilities
-        doubt = weights * (1.0 - np.square(probabilities).sum(axis=1))
-        features = (X - variables.mean.astype(X.dtype)) * variables.scale.astype(X.dtype)
-        by_feature = (features.T * np.maximum(doubt / max(doubt.sum(), 1e-30), 0.0)) @ features
-
         curvatures, self._classes = np.linalg.eigh(by_class[objective.first :, objective.first :])
         curvatures = np.maximum(curvatures, 0.0) + _LEAST_CURVATURE / objective.shape[0]
-        typical = curvatures.mean()
-        penalties = objective.penalty * np.square(variables.scale).astype(X.dtype)
-        shares, self._features, self._dual = _eigen(by_feature, typical * by_feature + np.diag(penalties))
-        of_both = 1.0 + np.outer(curvatures - typical, shares)
-        self._by_coef = (1.0 / np.maximum(of_both, _LEAST_CURVATURE)).astype(X.dtype)
+        self._spectrum = spectrum or FeatureSpectrum(objective, rows, variables)
+        self._by_coef = self._spectrum.inverse(curvatures)
         self._by_intercept = 1.0 / (curvatures * variables.intercept_scale**2) if objective.fit_intercept else 0.0
         self._dtype = X.dtype
         self._shape = objective.shape
@@ -132,7 +130,8 @@ class KroneckerPreconditioner:
         """Return the approximate inverse Hessian times a vector, both with respect to the scaled variables."""
         matrix = gradient.reshape(self._shape)
         rotated = self._classes.T @ matrix.astype(self._dtype)
-        coef = ((rotated[:, :-1] @ self._features) * self._by_coef) @ self._features.T
+        vectors = self._spectrum.vectors
+        coef = ((rotated[:, :-1] @ vectors) * self._by_coef) @ vectors.T
         intercept = rotated[:, -1] * self._by_intercept
         direction: Vector = (self._classes @ np.column_stack([coef, intercept])).astype(np.float64).ravel()
         return direction
@@ -152,9 +151,37 @@ class KroneckerPreconditioner:
     def _squared_length(self, step: Vector) -> float:
         """Return the product of a step with its inverse image."""
         rotated = self._classes.T @ step.reshape(self._shape).astype(self._dtype)
-        of_coef = np.square(rotated[:, :-1] @ self._dual) / self._by_coef
+        of_coef = np.square(rotated[:, :-1] @ self._spectrum.dual) / self._by_coef
         of_intercept = np.square(rotated[:, -1]) / self._by_intercept if np.any(self._by_intercept) else 0.0
         return float(of_coef.sum(dtype=np.float64) + np.sum(of_intercept, dtype=np.float64))
+
+
+class FeatureSpectrum:
+    """The second moments F of the features, centred and scaled, and the penalty R on them, made diagonal together.
+
+    The generalised eigenproblem of F with respect to ``A = m F + R``, for a typical curvature m of the classes, gives
+    V with ``V.T A V = 1`` and ``V.T F V = diag(t)``, so ``(s F + R)^-1 = V diag(1 / (1 + (s - m) t)) V.T`` for every s.
+
+    Attributes
+    ----------
+    vectors, dual : ndarray of shape (features, features)
+        V, and the transpose of its inverse.
+    """
+
+    def __init__(self, objective: Objective, rows: Rows, variables: CentredAndScaled) -> None:
+        X = rows.dense
+        weights = (rows.weights / rows.weights.sum()).astype(X.dtype)
+        features = (X - variables.mean.astype(X.dtype)) * variables.scale.astype(X.dtype)
+        by_feature = (features.T * weights) @ features
+        penalties = objective.penalty * np.square(variables.scale).astype(X.dtype)
+        self._typical = (1.0 - 1.0 / objective.n_classes) / objective.n_classes  # that at 0
+        full = X.dtype.type(self._typical) * by_feature + np.diag(penalties)
+        self._shares, self.vectors, self.dual = _eigen(by_feature, full)
+
+    def inverse(self, curvatures: Array) -> Array:
+        """Return the diagonals, a row for each curvature s, between V and V.T in the inverse of s F + R."""
+        of_both = 1.0 + np.outer(curvatures - self._typical, self._shares)
+        return (1.0 / np.maximum(of_both, _LEAST_CURVATURE)).astype(self.vectors.dtype)
 
 
 def _eigen(by_feature: Array, full: Array) -> tuple[Array, Array, Array]:

@@ -24,11 +24,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
+from softmaxloss.line_search import Point
 from softmaxloss.loss import softmax_cross_entropy_and_grad
 from softmaxloss.objective import CentredAndScaled, Objective
 from softmaxloss.rows import LocalRows, LoneThreads
 from softmaxloss.runtime import get_num_threads
-from softmaxloss.solver import Point
 
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]

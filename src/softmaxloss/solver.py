@@ -7,6 +7,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from softmaxloss.line_search import Point, step_along
+
 Vector = npt.NDArray[np.float64]
 ValueAndGradient = Callable[[Vector], tuple[float, Vector]]
 Map = Callable[[Vector], Vector]
@@ -27,15 +29,6 @@ _RENEWED_EVERY = 40
 # last word. Ill-conditioned functions need some dozens between two lows.
 _PATIENCE = 100
 _PROGRESS = 1e-10
-
-# The line search takes a step that brings this share of the fall that the slope promises and leaves no more than this
-# share of the slope (Wolfe's conditions).
-_FALL = 1e-4
-_SLOPE = 0.9
-_MOST_TRIALS = 25
-
-# The value's rounding error may be this share of it: that of a mean of float32 losses.
-_ROUNDING = 1e-7
 
 
 class Variables(Protocol):
@@ -103,20 +96,6 @@ class Solution:
     values: list[float]
 
 
-@dataclass(frozen=True)
-class Point:
-    """A point u in the scaled variables, x in the original ones, with what is known there.
-
-    `gradient` is with respect to u, `gradient_norm` the largest entry of it and of the one with respect to x.
-    """
-
-    u: Vector
-    x: Vector
-    value: float
-    gradient: Vector
-    gradient_norm: float
-
-
 @dataclass
 class State:
     """All that the next iteration depends on: with it the iterations go on as if they had never stopped.
@@ -124,7 +103,7 @@ class State:
     `steps` and `changes` are the last steps in u and what they did to the gradient, `lowest` is the point of the
     lowest gradient so far, `lowest_value` the lowest value, by `progress` at least below others, and `found_at` the
     iteration of the later of the two. `renewed_at` is where the preconditioner was made, and `preconditioned` says
-    whether it is still used.
+    whether it is still used. `length` is the last step's, in multiples of its direction.
     """
 
     current: Point
@@ -134,6 +113,7 @@ class State:
     renewed_at: Vector
     found_at: int = 0
     preconditioned: bool = True
+    length: float = 1.0
     steps: list[Vector] = field(default_factory=list)
     changes: list[Vector] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
@@ -318,13 +298,14 @@ class _Descent:
     def iterate(self, state: State) -> bool:
         """Move to the next point; False, and nothing is changed, where no step leads further down."""
         old = state.current
-        new = self.step_along(old, self.direction(state))
-        if new is None and state.steps:  # what is remembered may be misleading by now
-            new = self.step_along(old, -self.precondition(old.gradient))
+        found = step_along(self.evaluate, old, self.direction(state), after=state.length)
+        if found is None and state.steps:  # what is remembered may be misleading by now
+            found = step_along(self.evaluate, old, -self.precondition(old.gradient))
             state.steps.clear()
             state.changes.clear()
-        if new is None:
+        if found is None:
             return False
+        new, state.length = found
         _remember(state, new.u - old.u, new.gradient - old.gradient)
         state.current = new
         state.values.append(new.value)
@@ -349,55 +330,6 @@ class _Descent:
         for (step, change, curvature), weight in zip(pairs, reversed(weights), strict=True):
             direction += (weight - curvature * (change @ direction)) * step
         return direction
-
-    def step_along(self, old: Point, direction: Vector) -> Point | None:
-        """Return a point in this direction that satisfies Wolfe's conditions, or failing that one that is lower.
-
-        Or one where the gradient is, if rounding hides which is: there the gradient is all that can be seen.
-        """
-        slope = float(old.gradient @ direction)
-        if not slope < 0.0:
-            return None
-        length, low, high = 1.0, (0.0, slope), None
-        lower: Point | None = None
-        calmer: Point | None = None
-        for _ in range(_MOST_TRIALS):
-            new = self.evaluate(old.u + length * direction)
-            new_slope = float(new.gradient @ direction)
-            if np.isfinite(new.value + new_slope) and _falls_enough(old, new, length, slope, new_slope):
-                lower = new
-                if new_slope >= _SLOPE * slope:
-                    return new
-                low = (length, new_slope)
-            else:
-                high = (length, new_slope)
-                if new.gradient_norm < (calmer or old).gradient_norm and _is_hidden(old, new):
-                    calmer = new
-            length = _next_length(low, high)
-        return lower or calmer
-
-
-def _falls_enough(old: Point, new: Point, length: float, slope: float, new_slope: float) -> bool:
-    """Tell whether a step lowers the function by its share; by the slopes where rounding hides it in the values."""
-    wanted = -_FALL * length * slope
-    if not _is_hidden(old, new):
-        return old.value - new.value >= wanted
-    return -0.5 * length * (slope + new_slope) >= wanted
-
-
-def _is_hidden(old: Point, new: Point) -> bool:
-    """Tell whether rounding may be all that their values differ by."""
-    return abs(new.value - old.value) <= _ROUNDING * abs(old.value)
-
-
-def _next_length(low: tuple[float, float], high: tuple[float, float] | None) -> float:
-    """Return where the slope would be 0 if it were linear between two (length, slope), but well between them."""
-    start, slope = low
-    if high is None:
-        return 4.0 * start
-    end, new_slope = high
-    share = slope / (slope - new_slope) if new_slope > slope else 0.0  # NaN is not larger
-    return start + min(max(share, 0.1), 0.5 if new_slope <= 0.0 or not np.isfinite(new_slope) else 0.9) * (end - start)
 
 
 def _remember(state: State, step: Vector, change: Vector) -> None:

@@ -10,13 +10,14 @@ from softmaxloss import row_space
 from softmaxloss.checkpoint import Checkpoint
 from softmaxloss.objective import CentredAndScaled, Objective
 from softmaxloss.preconditioner import (
+    FeatureSpectrum,
     HessianPreconditioner,
     KroneckerPreconditioner,
     hessian_rows,
     kronecker_rows,
 )
 from softmaxloss.row_space import RowSpace
-from softmaxloss.rows import Rows, blas
+from softmaxloss.rows import blas
 from softmaxloss.solver import Iteration, Preconditioner, Solution, descend, minimize
 
 Vector = npt.NDArray[np.float64]
@@ -64,12 +65,12 @@ def solve(
 def _preconditioner(objective: Objective, variables: CentredAndScaled) -> Callable[[Vector], Preconditioner] | None:
     """Return what makes the preconditioner at a point; none where its matrices would be too large."""
     source, n_parameters = objective.source, objective.shape[0] * objective.shape[1]
-    count = hessian_rows(source.n_rows, n_parameters)
-    make: Callable[[Objective, Rows, CentredAndScaled, Vector], Preconditioner] = HessianPreconditioner
-    if not count:
-        make = KroneckerPreconditioner
-        count = kronecker_rows(source.n_features, objective.n_classes, is_sparse=source.is_sparse)
+    of_hessian = hessian_rows(source.n_rows, n_parameters)
+    count = of_hessian or kronecker_rows(source.n_features, objective.n_classes, is_sparse=source.is_sparse)
     rows = source.sample(count) if count else None
     if rows is None or not rows.weights.sum() > 0:
         return None
-    return lambda x: make(objective, rows, variables, x)
+    if of_hessian:
+        return lambda x: HessianPreconditioner(objective, rows, variables, x)
+    spectrum = FeatureSpectrum(objective, rows, variables)
+    return lambda x: KroneckerPreconditioner(objective, rows, variables, x, spectrum)
