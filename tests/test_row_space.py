@@ -51,7 +51,8 @@ def point_of(space, objective, variables, seed):
     combination = rng.standard_normal((n_rows, n_classes))
     centred = objective.source.rows.X.toarray().astype(np.float64) - variables.mean
     intercept = rng.standard_normal(n_classes) * objective.fit_intercept
-    return np.concatenate([combination.ravel(), (centred @ (centred.T @ combination)).ravel(), intercept])
+    products = centred @ (centred.T @ combination) / space._square
+    return np.concatenate([combination.ravel(), products.ravel(), intercept])
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
@@ -121,17 +122,59 @@ def test_it_is_for_few_sparse_rows_of_features_alike():
     assert not suits(X[:, :999])
     assert suits(X[:, :1000])
     assert not suits(scipy.sparse.vstack([X] * 16).tocsr())
-    unlike = scipy.sparse.csr_array(X * np.geomspace(1e-6, 1e6, X.shape[1]))
-    assert suits(unlike)
-    assert not suits(unlike.astype(np.float32))
+    one = np.ones(X.shape[1])
+    for dtype in (np.float32, np.float64):
+        assert suits(scipy.sparse.csr_array(X * 1e6 * one).astype(dtype), C=1e-12)
+        for position in (0, 5):  # a large constant, or what is large here and there
+            one[position] = 1e6
+            assert not suits(scipy.sparse.csr_array(X * one).astype(dtype))
+            one[position] = 1.0
     assert not suits(scipy.sparse.csr_array((40, 1200)))
 
 
+def reached(model, X, codes, **options):
+    """Return the largest derivative at the coefficients that were learnt, in float64, as the solver measures it."""
+    options = {"C": 1.0, "n_classes": 3, "fit_intercept": True, "label_smoothing": 0.0, **options}
+    objective = objective_of(X.astype(np.float64), codes, np.ones(len(codes)), **options)
+    _, gradient = objective.value_and_gradient(np.column_stack([model.coef_, model.intercept_]).ravel())
+    return max(np.abs(gradient).max(), np.abs(objective.centred_and_scaled().gradient(gradient)).max())
+
+
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_features_unlike_in_float32_are_learnt_by_the_coefficients():
-    X, codes = rows(3)
-    X = scipy.sparse.csr_array(X * np.geomspace(1e-6, 1e6, X.shape[1])).astype(np.float32)
-    assert sl.SoftmaxClassifier(C=1e3).fit(X, codes).score(X, codes) > 0.9
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1.0, 30.0, 1e3, 1e5])
+@pytest.mark.parametrize("kind", ["constant", "spread", "mean"])
+def test_what_is_said_to_have_converged_has(kind, size, dtype):
+    X, codes = rows(3, n_rows=200)
+    X = X.toarray()
+    rng = np.random.default_rng(1)
+    X[:, 7] = {"constant": size, "spread": size * rng.random(200), "mean": size + rng.standard_normal(200)}[kind]
+    X = scipy.sparse.csr_array(X.astype(dtype))
+    model = sl.SoftmaxClassifier(tol=1e-4).fit(X, codes)
+    if dtype == np.float64 or (kind != "mean" and size < 1e5):
+        assert model.converged_
+    assert model.score(X, codes) > 0.9
+    if model.converged_ and (dtype == np.float64 or size <= 30.0):
+        assert reached(model, X, codes) < 1.05e-4
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("power", [-8, -4, 4, 8])
+def test_the_unit_of_the_features_does_not_matter(power, dtype):
+    X, codes = rows(3, n_rows=100)
+    unit = 10.0**power
+    model = sl.SoftmaxClassifier(tol=1e-4).fit(X.astype(dtype), codes)
+    scaled = sl.SoftmaxClassifier(tol=1e-4 * max(unit, 1e-3), C=unit**-2).fit((X * unit).astype(dtype), codes)
+    assert scaled.converged_
+    assert scaled.n_iter_ <= 20
+    assert_allclose(scaled.predict_proba((X * unit).astype(dtype)), model.predict_proba(X), atol=0.01)
+
+
+@pytest.mark.parametrize("options", [{"fit_intercept": False}, {"label_smoothing": 1.0}], ids=str)
+def test_nothing_to_learn_without_a_penalty(options):
+    X = scipy.sparse.csr_array(np.ones((4, 1000)))
+    model = sl.SoftmaxClassifier(C=np.inf, **options).fit(X, [0, 1, 0, 1])
+    assert_allclose(model.predict_proba(X), 0.5)
 
 
 def test_every_number_of_threads_gives_the_same_bits():

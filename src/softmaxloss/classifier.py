@@ -31,7 +31,7 @@ class SoftmaxClassifier(SoftmaxPredictor):
         sum(s * loss) / sum(s) + ||coef_||^2 / (2 * C * sum(s))
 
     which is the objective of scikit-learn's ``LogisticRegression(C=C)`` [1]_, and agrees with it at its optimum.
-    The features need no scaling first: the solver centres and scales them implicitly, without a copy of X.
+    The features need no scaling first: the solver centres and scales them implicitly, without a dense copy of X.
 
     Parameters
     ----------
@@ -87,7 +87,8 @@ class SoftmaxClassifier(SoftmaxPredictor):
 
     Notes
     -----
-    The logits exist for one block of rows at a time (about 1 MB), never for all rows. float32 features are
+    The logits exist for one block of rows at a time (about 1 MB), never for all rows, unless sparse features are far
+    more than these. float32 features are
     multiplied in float32; the parameters and all sums over blocks are float64.
 
     References

@@ -24,7 +24,7 @@ _ROUNDING = 1e-7
 
 @dataclass(frozen=True)
 class Point:
-    """A point u in the scaled variables, x in the original ones, with what is known there.
+    """A point u in the scaled variables, x in the original ones (or u again), with what is known there.
 
     `gradient` is with respect to u, `gradient_norm` the largest entry of it and of the one with respect to x.
     """

@@ -116,7 +116,7 @@ class Objective:
         .. [1] D. Boehning, "Multinomial logistic regression algorithm", Ann. Inst. Statist. Math. 44, 1992.
         """
         bound = 0.5 * (1.0 - 1.0 / self.n_classes)
-        mean, variance = self._moments
+        mean, variance = self.moments
         if not self.fit_intercept:
             mean, variance = np.zeros_like(mean), variance + mean**2
         # A feature without variance says nothing: its scale 0 holds its coefficient at 0, which is the optimum.
@@ -125,7 +125,7 @@ class Objective:
         return CentredAndScaled(mean, scale, bound**-0.5 if self.fit_intercept else 0.0)
 
     @cached_property
-    def _moments(self) -> tuple[Vector, Vector]:
+    def moments(self) -> tuple[Vector, Vector]:
         """Each feature's weighted mean and variance; the variance of a constant one is exactly 0."""
         # Distances from a row that counts: zeros for a constant feature, no cancellation for a large mean.
         origin = self.source.first_row()

@@ -36,7 +36,8 @@ def solve_path(
     """Minimise the objective for each of the penalties, best in descending order, and return the solutions.
 
     The first is sought from `start`, or as `solve` does without one; each further one where the straight line through
-    the two minima before it, as a function of the penalty's logarithm, has got to.
+    the two minima before it, as a function of the penalty's logarithm, has got to. In the space of the rows, see
+    `row_space`, each is sought from 0.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ def solve_path(
         number, here = len(solutions), objective.with_penalty(penalty)
         begin = _next_start(solutions, penalties[: number + 1]) if solutions else start
         if row_space.suits(here, here.centred_and_scaled()):
-            begin = None  # from which it is quicker, for it cannot begin anywhere else
+            begin = None  # the space of the rows is entered at 0 alone, and is the quicker way all the same
         solution = solve(
             here,
             begin,

@@ -1,9 +1,9 @@
 """SoftmaxClassifier's objective on the space that the rows span: for sparse features that are far more than the rows.
 
 At the minimum, and at every point that gradients lead to from 0, the coefficients are a combination of the centred
-rows x_i, ``coef = sum_i a_i (x) x_i`` with a number for each class in a_i. Of these there are as many as logits, where
-the coefficients of a text's words are a dozen times as many. With the rows' Gram matrix K and the derivatives R of the
-mean loss by the logits,
+rows x_i, ``coef = sum_i a_i (x) x_i`` with a number for each class in a_i. Of these there are as many as logits, while
+of coefficients there are as many as different words in all texts, say, for each class. With the rows' Gram matrix K and
+the derivatives R of the mean loss by the logits,
 
     logits = K A + intercept        gradient by coef = X.T (R + penalty A) = X.T G
 
@@ -42,19 +42,29 @@ _FEATURES_PER_ROW, _FEWEST_FEATURES = 2, 1000
 _FEWEST_PARTS, _PART_BYTES = 16, 1 << 20
 
 
-# The share of the largest features' rounding error that the smallest features must exceed.
-_HIDDEN = 0.01
+# How many times as large as the smallest features the largest may be. Steps are those of features as they are, which
+# the largest dominate; and their rounding errors hide the smallest.
+_MOST_UNLIKE = 300.0
 
 
 def suits(objective: Objective, variables: CentredAndScaled) -> bool:
-    """Tell whether there are so few rows, sparse and in this process, of features that are not too unlike."""
+    """Tell whether there are so few rows, sparse and in this process, of features that are not too unlike.
+
+    A feature is as large as the root of its mean square, but no smaller than what the penalty makes of it: see
+    `Objective.centred_and_scaled`.
+    """
     source = objective.source
     if not (isinstance(source, LocalRows) and source.is_sparse):
         return False
-    scale = variables.scale[variables.scale > 0.0]
-    if source.n_features < max(_FEATURES_PER_ROW * source.n_rows, _FEWEST_FEATURES) or not scale.size:
+    if source.n_features < max(_FEATURES_PER_ROW * source.n_rows, _FEWEST_FEATURES) or not variables.scale.any():
         return False
-    return bool(scale.max() * np.finfo(source.dtype).eps < _HIDDEN * scale.min())
+    mean, variance = objective.moments
+    curvature = _bound(objective) * (variance + mean**2) + objective.penalty
+    return bool(curvature.max() <= _MOST_UNLIKE**2 * curvature[curvature > 0.0].min())
+
+
+def _bound(objective: Objective) -> float:
+    return 0.5 * (1.0 - 1.0 / objective.n_classes)
 
 
 class _Part(NamedTuple):
@@ -67,6 +77,9 @@ class _Part(NamedTuple):
 class RowSpace:
     """An objective as a function of u = [A, K A, c]: combinations of rows, their logits, and scaled intercepts.
 
+    K is that of the rows divided by their typical length, so that both parts of u are of like size: ``coef`` is A times
+    the rows over the square of this length.
+
     Parameters
     ----------
     objective : Objective
@@ -78,10 +91,14 @@ class RowSpace:
     def __init__(self, objective: Objective, variables: CentredAndScaled) -> None:
         assert isinstance(objective.source, LocalRows)
         rows, dtype = objective.source.rows, objective.source.dtype
+        self._use_threads = objective.source.use_threads
         self.objective, self._codes, self._weights = objective, rows.codes, rows.weights
         self._shape = objective.source.n_rows, objective.shape[0]
         self._mean, self._scale = (each.astype(dtype)[:, np.newaxis] for each in (variables.mean, variables.scale))
         self._intercept_scale = variables.intercept_scale
+        mean, variance = objective.moments
+        self._square = float((variance if objective.fit_intercept else variance + mean**2).sum())  # of that length
+        self._penalty = objective.penalty / self._square
         self._rows = list(_parts(rows.X, self._shape[1]))
         self._features = list(_parts(rows.X.T.tocsr(), self._shape[1]))
         self._by_feature = np.empty((objective.source.n_features, self._shape[1]), dtype)
@@ -101,14 +118,13 @@ class RowSpace:
         gradient at the start.
         """
         objective = self.objective
-        once = 2.0 * self._split(self._first.gradient)[0]
-        twice, _ = self._times_gram(once, np.zeros(self._shape[1]))
+        once = self._split(self._first.gradient)[0]
+        once = once / (np.linalg.norm(once) or 1.0)
+        twice = self._times_gram(once, np.zeros(self._shape[1]))[0].astype(np.float64)
         along = float(np.vdot(once, twice))
         eigenvalue = float(np.vdot(twice, twice)) / along if along > 0.0 else 0.0
-        bound = 0.5 * (1.0 - 1.0 / objective.n_classes)
-        scale = 2.0 / (bound * eigenvalue / objective.total_weight + objective.penalty)
-
-        return _Step(scale, self._split, self._joined)
+        curvature = _bound(objective) * eigenvalue / objective.total_weight + self._penalty
+        return _Step(2.0 / curvature if curvature > 0.0 else 2.0, self._split, self._joined)
 
     def parameters(self, u: Vector) -> Vector:
         """Return the objective's own parameters, [coef | intercept]."""
@@ -135,10 +151,10 @@ class RowSpace:
         )
         residual = by_logits[:, objective.first :] / objective.total_weight
         by_intercept = residual.sum(axis=0, dtype=np.float64) * objective.fit_intercept
-        gradient = residual + objective.penalty * combination
+        gradient = residual + self._penalty * combination
         product, norm = self._times_gram(gradient, by_intercept)
         value = float(loss) / objective.total_weight
-        value += 0.5 * objective.penalty * float(np.vdot(combination, of_logits))
+        value += 0.5 * self._penalty * float(np.vdot(combination, of_logits))
         # Along a step [B, K B] both K G . B and G . K B are the derivative: half of each.
         by_u = self._joined(0.5 * product, 0.5 * gradient, by_intercept * self._intercept_scale)
         return Point(u, u, value, by_u, norm)
@@ -151,11 +167,14 @@ class RowSpace:
         def fill(part: _Part) -> None:
             product[part.where] = part.matrix @ self._by_feature - shift
 
-        _in_threads(fill, self._rows)
+        _in_threads(fill, self._rows, self._threads())
         return product, norm
 
     def _combine(self, combination: Array, by_intercept: Vector) -> tuple[Array, float]:
-        """Put the combination of centred rows in `_by_feature`; return its product with the mean, and that norm."""
+        """Put the combination of centred rows, over that square, in `_by_feature`; return its product with the mean.
+
+        And the largest entry of it before it was divided, as a gradient by all parameters.
+        """
         total, dtype = combination.sum(axis=0), combination.dtype
         of_mean = by_intercept.astype(dtype)
 
@@ -164,11 +183,15 @@ class RowSpace:
             found = self._by_feature[part.where]
             np.subtract(part.matrix @ combination, mean * total, out=found)
             norm = max(_largest(found * scale), _largest(found + mean * of_mean))
+            found /= self._square
             return mean[:, 0] @ found, norm
 
-        shifts, norms = zip(*_in_threads(fill, self._features), strict=True)
+        shifts, norms = zip(*_in_threads(fill, self._features, self._threads()), strict=True)
         of_intercept = _largest(by_intercept) * max(1.0, self._intercept_scale)
         return np.sum(shifts, axis=0), float(np.max([*norms, of_intercept]))  # NaN if one is
+
+    def _threads(self) -> int:
+        return 1 if LoneThreads.has_this_one() or not self._use_threads else min(get_num_threads(), _FEWEST_PARTS)
 
     def _split(self, u: Vector) -> tuple[Array, Array, Vector]:
         size = self._shape[0] * self._shape[1]
@@ -210,9 +233,8 @@ def _parts(matrix: Any, columns: int) -> Iterator[_Part]:
         yield _Part(slice(start, stop), csr_array(part, shape=(stop - start, matrix.shape[1])))
 
 
-def _in_threads(function: Callable[[_Part], _T], parts: list[_Part]) -> list[_T]:
+def _in_threads(function: Callable[[_Part], _T], parts: list[_Part], threads: int) -> list[_T]:
     """Return what a function makes of each part, in order."""
-    threads = 1 if LoneThreads.has_this_one() else min(get_num_threads(), len(parts))
     if threads == 1:
         return [function(part) for part in parts]
     with LoneThreads(threads) as pool:

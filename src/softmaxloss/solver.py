@@ -298,7 +298,9 @@ class _Descent:
     def iterate(self, state: State) -> bool:
         """Move to the next point; False, and nothing is changed, where no step leads further down."""
         old = state.current
-        found = step_along(self.evaluate, old, self.direction(state), after=state.length)
+        # While few steps are remembered, a direction's length is a guess.
+        after = state.length if len(state.values) < _MOST_STEPS else 1.0
+        found = step_along(self.evaluate, old, self.direction(state), after=after)
         if found is None and state.steps:  # what is remembered may be misleading by now
             found = step_along(self.evaluate, old, -self.precondition(old.gradient))
             state.steps.clear()

@@ -37,18 +37,19 @@ def solve(
         state = None if checkpoint is None else checkpoint.load()
         variables = objective.centred_and_scaled()
         if start is None and row_space.suits(objective, variables):
-            space = RowSpace(objective, variables)
-            solution = descend(
-                space.point,
-                space.start,
+            solution = _in_row_space(objective, variables, tol, max_iter, on_iteration, checkpoint)
+            if not solution.converged and solution.n_iter >= max_iter:
+                return solution
+            # Rounding may have ended it early, or parted what was minimised from the coefficients: these tell.
+            more = minimize(
+                objective.value_and_gradient,
+                solution.x,
                 tol=tol,
-                max_iter=max_iter,
-                preconditioner=lambda _: space.preconditioner,
-                on_iteration=on_iteration,
-                state=state,
-                on_state=None if checkpoint is None else checkpoint.save,
+                max_iter=max_iter - solution.n_iter,
+                variables=variables,
+                on_iteration=None if on_iteration is None else _after(on_iteration, solution.n_iter),
             )
-            return replace(solution, x=space.parameters(solution.x))
+            return replace(more, n_iter=solution.n_iter + more.n_iter, values=solution.values + more.values)
         return minimize(
             objective.value_and_gradient,
             np.zeros(objective.shape).ravel() if start is None else start,
@@ -60,6 +61,33 @@ def solve(
             state=state,
             on_state=None if checkpoint is None else checkpoint.save,
         )
+
+
+def _in_row_space(
+    objective: Objective,
+    variables: CentredAndScaled,
+    tol: float,
+    max_iter: int,
+    on_iteration: Callable[[Iteration], None] | None,
+    checkpoint: Checkpoint | None,
+) -> Solution:
+    space = RowSpace(objective, variables)
+    solution = descend(
+        space.point,
+        space.start,
+        tol=tol,
+        max_iter=max_iter,
+        preconditioner=lambda _: space.preconditioner,
+        on_iteration=on_iteration,
+        state=None if checkpoint is None else checkpoint.load(),
+        on_state=None if checkpoint is None else checkpoint.save,
+    )
+    return replace(solution, x=space.parameters(solution.x))
+
+
+def _after(on_iteration: Callable[[Iteration], None], count: int) -> Callable[[Iteration], None]:
+    """Return the same for iterations that come after so many others."""
+    return lambda iteration: on_iteration(replace(iteration, number=count + iteration.number))
 
 
 def _preconditioner(objective: Objective, variables: CentredAndScaled) -> Callable[[Vector], Preconditioner] | None:
