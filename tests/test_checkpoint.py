@@ -48,6 +48,16 @@ def interrupt_at(monkeypatch, call):
     monkeypatch.setattr(softmaxloss.objective.Objective, "value_and_gradient", interrupted)
 
 
+def fit_interrupted_at(calls, path, X, y, monkeypatch):
+    """Return a fit that went on from its checkpoint after it had been interrupted at each of these evaluations."""
+    for call in calls:
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, call)
+            with pytest.raises(KeyboardInterrupt):
+                classifier(path).fit(X, y)
+    return classifier(path).fit(X, y)
+
+
 @pytest.mark.parametrize("kind", [np.asarray, scipy.sparse.csr_array], ids=["dense", "sparse"])
 @pytest.mark.parametrize("calls", [(3,), (9,), (12, 2, 3), (6, 6)])
 def test_an_interrupted_fit_ends_at_the_same_bits(kind, calls, tmp_path, monkeypatch):
@@ -57,12 +67,7 @@ def test_an_interrupted_fit_ends_at_the_same_bits(kind, calls, tmp_path, monkeyp
     path = tmp_path / "state.npz"
     assert whole.n_iter_ > 15
 
-    for call in calls:
-        with monkeypatch.context() as patch:
-            interrupt_at(patch, call)
-            with pytest.raises(KeyboardInterrupt):
-                classifier(path).fit(X, y)
-    resumed = classifier(path).fit(X, y)
+    resumed = fit_interrupted_at(calls, path, X, y, monkeypatch)
 
     np.testing.assert_array_equal(resumed.coef_, whole.coef_)
     np.testing.assert_array_equal(resumed.intercept_, whole.intercept_)
@@ -79,12 +84,7 @@ def test_a_fit_that_left_its_preconditioner_ends_at_the_same_bits(calls, tmp_pat
     whole = classifier().fit(X, y)
     path = tmp_path / "state.npz"
 
-    for call in calls:
-        with monkeypatch.context() as patch:
-            interrupt_at(patch, call)
-            with pytest.raises(KeyboardInterrupt):
-                classifier(path).fit(X, y)
-    resumed = classifier(path).fit(X, y)
+    resumed = fit_interrupted_at(calls, path, X, y, monkeypatch)
 
     np.testing.assert_array_equal(resumed.coef_, whole.coef_)
     with np.load(path) as file:

@@ -281,7 +281,7 @@ class Doubtful:
 
     class At:
         def __init__(self, helps):
-            self._helps, self.used = helps, False
+            self._helps = helps
 
         def __call__(self, gradient):
             assert self._helps

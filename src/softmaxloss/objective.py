@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softmaxloss.loss import softmax_cross_entropy_and_grad
-from softmaxloss.rows import LocalRows, Rows, RowSource, Sums, weighted_sum
+from softmaxloss.rows import Rows, RowSource, Sums, weighted_sum
 
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
@@ -88,22 +88,16 @@ class Objective:
         intercept[self.first :] = matrix[:, -1]
         return coef, intercept
 
-    def on(self, rows: Rows) -> "Objective":
-        """Return the objective with other rows and the same penalty on their mean loss."""
-        return Objective(
-            LocalRows(rows),
-            float(rows.weights.sum()),
-            n_classes=self.n_classes,
-            penalty=self.penalty,
-            fit_intercept=self.fit_intercept,
-            label_smoothing=self.label_smoothing,
-        )
-
     def with_penalty(self, penalty: float) -> "Objective":
         """Return the objective of the same rows, of which it knows as much, with another penalty."""
         other = copy.copy(self)
         other.penalty = penalty
         return other
+
+    @property
+    def steepest(self) -> float:
+        """The largest curvature that a row's loss has by one of its logits: see `centred_and_scaled`."""
+        return 0.5 * (1.0 - 1.0 / self.n_classes)
 
     def centred_and_scaled(self) -> "CentredAndScaled":
         r"""Return variables in which the objective's curvature is about one in every direction of an axis.
@@ -115,7 +109,7 @@ class Objective:
         ----------
         .. [1] D. Boehning, "Multinomial logistic regression algorithm", Ann. Inst. Statist. Math. 44, 1992.
         """
-        bound = 0.5 * (1.0 - 1.0 / self.n_classes)
+        bound = self.steepest
         mean, variance = self.moments
         if not self.fit_intercept:
             mean, variance = np.zeros_like(mean), variance + mean**2

@@ -59,12 +59,8 @@ def suits(objective: Objective, variables: CentredAndScaled) -> bool:
     if source.n_features < max(_FEATURES_PER_ROW * source.n_rows, _FEWEST_FEATURES) or not variables.scale.any():
         return False
     mean, variance = objective.moments
-    curvature = _bound(objective) * (variance + mean**2) + objective.penalty
+    curvature = objective.steepest * (variance + mean**2) + objective.penalty
     return bool(curvature.max() <= _MOST_UNLIKE**2 * curvature[curvature > 0.0].min())
-
-
-def _bound(objective: Objective) -> float:
-    return 0.5 * (1.0 - 1.0 / objective.n_classes)
 
 
 class _Part(NamedTuple):
@@ -123,7 +119,7 @@ class RowSpace:
         twice = self._times_gram(once, np.zeros(self._shape[1]))[0].astype(np.float64)
         along = float(np.vdot(once, twice))
         eigenvalue = float(np.vdot(twice, twice)) / along if along > 0.0 else 0.0
-        curvature = _bound(objective) * eigenvalue / objective.total_weight + self._penalty
+        curvature = objective.steepest * eigenvalue / objective.total_weight + self._penalty
         return _Step(2.0 / curvature if curvature > 0.0 else 2.0, self._split, self._joined)
 
     def parameters(self, u: Vector) -> Vector:

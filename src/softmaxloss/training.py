@@ -18,7 +18,7 @@ from softmaxloss.preconditioner import (
 )
 from softmaxloss.row_space import RowSpace
 from softmaxloss.rows import blas
-from softmaxloss.solver import Iteration, Preconditioner, Solution, descend, minimize
+from softmaxloss.solver import Iteration, Preconditioner, Solution, State, descend, minimize
 
 Vector = npt.NDArray[np.float64]
 
@@ -37,7 +37,7 @@ def solve(
         state = None if checkpoint is None else checkpoint.load()
         variables = objective.centred_and_scaled()
         if start is None and row_space.suits(objective, variables):
-            solution = _in_row_space(objective, variables, tol, max_iter, on_iteration, checkpoint)
+            solution = _in_row_space(objective, variables, tol, max_iter, on_iteration, state, checkpoint)
             if not solution.converged and solution.n_iter >= max_iter:
                 return solution
             # Rounding may have ended it early, or parted what was minimised from the coefficients: these tell.
@@ -69,6 +69,7 @@ def _in_row_space(
     tol: float,
     max_iter: int,
     on_iteration: Callable[[Iteration], None] | None,
+    state: State | None,
     checkpoint: Checkpoint | None,
 ) -> Solution:
     space = RowSpace(objective, variables)
@@ -79,7 +80,7 @@ def _in_row_space(
         max_iter=max_iter,
         preconditioner=lambda _: space.preconditioner,
         on_iteration=on_iteration,
-        state=None if checkpoint is None else checkpoint.load(),
+        state=state,
         on_state=None if checkpoint is None else checkpoint.save,
     )
     return replace(solution, x=space.parameters(solution.x))
