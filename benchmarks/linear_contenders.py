@@ -140,14 +140,17 @@ def load_jax(case: LinearCase) -> dict[str, Call]:
 
     import softmaxloss as sl
 
-    hidden, weight, labels = (jax.device_put(array) for array in case.data())
+    hidden, weight, labels = (jax.block_until_ready(jax.device_put(array)) for array in case.data())
     made: list[Any] = []
 
     def mean_loss(h: Any, w: Any, gradient_filter: float = 0.0) -> Any:
         return sl.linear_cross_entropy(h, w, labels, gradient_filter=gradient_filter)
 
+    def compiled(function: Any) -> Any:
+        return jax.jit(function).lower(hidden, weight).compile()
+
     def loss_and_gradients(gradient_filter: float) -> Call:
-        both = jax.jit(jax.value_and_grad(lambda h, w: mean_loss(h, w, gradient_filter), argnums=(0, 1)))
+        both = compiled(jax.value_and_grad(lambda h, w: mean_loss(h, w, gradient_filter), argnums=(0, 1)))
 
         def call() -> Any:
             loss, gradients = jax.block_until_ready(both(hidden, weight))
@@ -155,7 +158,7 @@ def load_jax(case: LinearCase) -> dict[str, Call]:
 
         return call
 
-    loss = jax.jit(mean_loss)
+    loss = compiled(mean_loss)
     first, second, third = (
         jax.jit(product) for product in (lambda h, w: h @ w.T, lambda z, w: z @ w, lambda z, h: z.T @ h)
     )

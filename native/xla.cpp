@@ -104,11 +104,10 @@ class Batched {
   std::vector<Index> axes_, strides_;
 };
 
-// Of logits (..., before, classes, after).
-Shape shape_of(const ffi::AnyBuffer& logits) {
-  const auto dimensions = logits.dimensions();
-  const std::size_t last = dimensions.size() - 1;
-  Shape shape{dimensions[last - 2], dimensions[last - 1], dimensions[last], Storage::kFloat32};
+// Of logits (..., before, classes, after), or (..., rows, classes) where two axes are their own.
+Shape shape_of(const ffi::AnyBuffer& logits, std::size_t own_axes = 3) {
+  const auto own = logits.dimensions().last(own_axes);
+  Shape shape{own[0], own[1], own_axes == 3 ? own[2] : 1, Storage::kFloat32};
   if (logits.element_type() == ffi::DataType::F64) shape.storage = Storage::kFloat64;
   if (logits.element_type() == ffi::DataType::F16) shape.storage = Storage::kFloat16;
   if (logits.element_type() == ffi::DataType::BF16) shape.storage = Storage::kBFloat16;
@@ -131,9 +130,10 @@ ffi::Error answered(const Batch& batch, const Shape& shape, const Body& body) {
 }
 
 // Arguments: logits, labels, sample_weight, class_weight, logit_bias, and a vector where the Hessian times it is asked
-// for. Results: the loss, and its gradient where that is asked for; or the product.
-ffi::Error loss(ffi::RemainingArgs arguments, ffi::RemainingRets results, std::int64_t reduction, bool soft,
-                std::int64_t ignore_index, double label_smoothing, double temperature, double softcap, double z_loss,
+// for. Results: the loss, and its gradient where that is asked for, which may take the place of the logits; or the
+// product. `axes` are the logits' own.
+ffi::Error loss(ffi::RemainingArgs arguments, ffi::RemainingRets results, std::int64_t axes, std::int64_t reduction,
+                bool soft, std::int64_t ignore_index, double label_smoothing, double temperature, double softcap, double z_loss,
                 double focal_gamma, double poly_epsilon, double tolerance) {
   const bool is_hessian = arguments.size() == 6;
   const auto argument = [&](std::size_t i) { return arguments.get<ffi::AnyBuffer>(i).value(); };
@@ -147,8 +147,9 @@ ffi::Error loss(ffi::RemainingArgs arguments, ffi::RemainingRets results, std::i
                             focal_gamma,
                             poly_epsilon,
                             tolerance};
-  const Shape shape = shape_of(argument(0));
-  const Batch batch(result(0), is_hessian ? 3 : options.reduction == Reduction::kNone ? 2 : 0);
+  const auto own_axes = static_cast<std::size_t>(axes);
+  const Shape shape = shape_of(argument(0), own_axes);
+  const Batch batch(result(0), is_hessian ? own_axes : options.reduction == Reduction::kNone ? own_axes - 1 : 0);
   std::vector<Batched> given, asked;
   for (std::size_t i = 0; i < arguments.size(); ++i) given.emplace_back(argument(i), batch);
   for (std::size_t i = 0; i < results.size(); ++i) {
@@ -223,6 +224,7 @@ XLA_FFI_DEFINE_HANDLER(loss_handler, loss,
                        ffi::Ffi::Bind()
                            .RemainingArgs()
                            .RemainingRets()
+                           .Attr<std::int64_t>("axes")
                            .Attr<std::int64_t>("reduction")
                            .Attr<bool>("soft")
                            .Attr<std::int64_t>("ignore_index")

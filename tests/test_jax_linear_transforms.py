@@ -178,6 +178,17 @@ def test_memory_beside_the_gradients(shape, served):
         assert f"[{shape[0]},{shape[2]}]" not in compiled.as_text()
 
 
+def test_one_block_of_logits_at_a_time():
+    """The kernel's gradient takes the logits' place, and a block's are gone before there are those of the next."""
+
+    def loss(h, w, y):
+        return sl.linear_cross_entropy(h, w, y, max_block_bytes=16 * MIB)
+
+    for function, others in ((loss, MIB), (jax.value_and_grad(loss, (0, 1)), 10 * MIB)):
+        compiled = lowered(function, 2048, 64, 32000)
+        assert compiled.memory_analysis().temp_size_in_bytes <= 16 * MIB + others
+
+
 def test_memory_of_16_bits():
     """The weight's gradient is added up in float32, which is half of what there is beside the answer."""
     rows, features, classes = 1024, 768, 32000

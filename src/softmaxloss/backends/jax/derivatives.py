@@ -108,6 +108,7 @@ def _loss_jvp(plan: Plan, primals: tuple[Operands], tangents: tuple[Operands]) -
 @partial(_loss_and_gradient.defjvp, symbolic_zeros=True)
 def _loss_and_gradient_jvp(plan: Plan, primals: tuple[Operands], tangents: tuple[Operands]) -> tuple[Any, Any]:
     (operands,), (directions,) = primals, tangents
+    plan = plan._replace(consumes=False)
     answer = loss_and_gradient(plan, operands)
     wide, directions = _widened(operands), _widened(directions)
     gradient = answer[1] if wide is operands else loss_and_gradient(plan, wide)[1]

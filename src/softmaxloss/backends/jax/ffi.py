@@ -35,10 +35,32 @@ def loss(plan: Plan, operands: Operands) -> Any:
 
 
 def loss_and_gradient(plan: Plan, operands: Operands) -> tuple[Any, Any]:
-    """Return the loss, and its gradient in the logits' dtype."""
+    """Return the loss, and its gradient in the logits' dtype; in their place where the plan consumes them."""
+    if plan.consumes:
+        return _loss_and_gradient_in_place(plan, operands)
     results = [_loss_of(plan, operands), _like(operands.logits)]
     value, gradient = _call("softmaxloss_loss", results, _arguments(operands), _attributes(plan))
     return value, gradient
+
+
+def _loss_and_gradient_in_place(plan: Plan, operands: Operands) -> tuple[Any, Any]:
+    """Return the same of logits (rows, classes, 1).
+
+    Given without their last axis: of logits that are a matrix seen with another axis XLA makes a copy, even where the
+    matrix is needed no longer.
+    """
+    rows, classes, _ = operands.logits.shape
+    of_rows = (rows,) if plan.reduction == "none" else ()
+    labels = operands.labels.reshape((rows, classes) if plan.soft else (rows,))
+    weight = operands.sample_weight
+    matrix = operands._replace(
+        logits=operands.logits.reshape(rows, classes),
+        labels=labels,
+        sample_weight=None if weight is None else weight.reshape(rows),
+    )
+    results = [jax.ShapeDtypeStruct(of_rows, computed_in(matrix.logits.dtype)), _like(matrix.logits)]
+    value, gradient = _call("softmaxloss_loss", results, _arguments(matrix), _attributes(plan, axes=2), aliases={0: 1})
+    return value.reshape(_loss_of(plan, operands).shape), gradient.reshape(operands.logits.shape)
 
 
 def hessian_vector_product(plan: Plan, operands: Operands, vector: Any) -> Any:
@@ -74,10 +96,17 @@ def logsumexp(logits: Any) -> Any:
     return value
 
 
-def _call(target: str, results: list[jax.ShapeDtypeStruct], arguments: list[Any], attributes: dict[str, Any]) -> Any:
+def _call(
+    target: str,
+    results: list[jax.ShapeDtypeStruct],
+    arguments: list[Any],
+    attributes: dict[str, Any],
+    aliases: dict[int, int] | None = None,
+) -> Any:
     if jax.sharding.get_abstract_mesh().manual_axes:
         results = [_varying_like(arguments, result) for result in results]
-    return jax.ffi.ffi_call(target, results, vmap_method="expand_dims")(*arguments, **attributes)
+    call = jax.ffi.ffi_call(target, results, vmap_method="expand_dims", input_output_aliases=aliases)
+    return call(*arguments, **attributes)
 
 
 def _varying_like(arguments: list[Any], result: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -112,9 +141,10 @@ def _or_absent(values: Any) -> Any:
     return _absent(jnp.float32) if values is None else values
 
 
-def _attributes(plan: Plan) -> dict[str, Any]:
+def _attributes(plan: Plan, axes: int = 3) -> dict[str, Any]:
     numbers = ("label_smoothing", "temperature", "softcap", "z_loss", "focal_gamma", "poly_epsilon", "tolerance")
     return {
+        "axes": np.int64(axes),
         "reduction": np.int64(_REDUCTIONS[plan.reduction]),
         "soft": plan.soft,
         "ignore_index": np.int64(plan.ignore_index),

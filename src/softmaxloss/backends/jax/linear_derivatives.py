@@ -16,14 +16,21 @@ import jax.numpy as jnp
 
 from softmaxloss.backends.jax import linear_sweeps
 from softmaxloss.backends.jax.derivatives import is_zero
-from softmaxloss.backends.jax.linear_problem import Head, LinearOperands, LinearPlan, with_one_divisor
+from softmaxloss.backends.jax.linear_problem import (
+    DIFFERENTIATED_BYTES,
+    LOSS_BYTES,
+    Head,
+    LinearOperands,
+    LinearPlan,
+    with_one_divisor,
+)
 from softmaxloss.backends.jax.linear_sweeps import Wanted, varying_like
 from softmaxloss.backends.jax.whole import whole
 
 
-def loss(plan: LinearPlan, operands: LinearOperands) -> Any:
+def loss(plan: LinearPlan, operands: LinearOperands, block_bytes: int = LOSS_BYTES) -> Any:
     """Return the loss: one number, or one a row."""
-    return whole(partial(_loss, plan), operands, one_by_one=True, in_batch=partial(_loss_of_batch, plan))
+    return whole(partial(_loss, plan, block_bytes), operands, one_by_one=True, in_batch=partial(_loss_of_batch, plan))
 
 
 def loss_and_gradients(plan: LinearPlan, wanted: Wanted, operands: LinearOperands) -> tuple[Any, Head]:
@@ -32,9 +39,9 @@ def loss_and_gradients(plan: LinearPlan, wanted: Wanted, operands: LinearOperand
     return answer
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _loss(plan: LinearPlan, operands: LinearOperands) -> Any:
-    return linear_sweeps.loss(plan, operands)
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _loss(plan: LinearPlan, block_bytes: int, operands: LinearOperands) -> Any:
+    return linear_sweeps.loss(plan, operands, block_bytes)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -43,11 +50,14 @@ def _loss_and_gradients(plan: LinearPlan, wanted: Wanted, operands: LinearOperan
 
 
 @partial(_loss.defjvp, symbolic_zeros=True)
-def _loss_jvp(plan: LinearPlan, primals: tuple[LinearOperands], tangents: tuple[LinearOperands]) -> tuple[Any, Any]:
+def _loss_jvp(
+    plan: LinearPlan, _block_bytes: int, primals: tuple[LinearOperands], tangents: tuple[LinearOperands]
+) -> tuple[Any, Any]:
     (operands,), (directions,) = primals, tangents
     head = _moved(directions.head, operands)
     if not any(_which(head)) or plan.of_rows.reduction == "none":
-        value, gradients = loss(plan, operands), None
+        # XLA may begin with the derivative before this is done.
+        value, gradients = loss(plan, operands, DIFFERENTIATED_BYTES), None
     else:
         value, gradients = loss_and_gradients(plan, _which(head), operands)
     return value, _change(plan, operands, directions, head, value, gradients)
@@ -79,7 +89,7 @@ def _loss_and_gradients_jvp(
         bent = jax.tree.map(jnp.add, bent, by_head)
     if not _are_zero(directions._replace(head=None)):
         by_others = _jvp_of_moving(
-            lambda others: linear_sweeps.loss_and_gradients(exactly, wanted, others._replace(head=wide.head))[1],
+            lambda others: _differentiable_gradients(exactly, wanted, others._replace(head=wide.head)),
             wide._replace(head=None),
             directions._replace(head=None),
         )
@@ -107,7 +117,7 @@ def _change(
     others = directions._replace(head=None)
     if not _are_zero(others):
         change += _jvp_of_moving(
-            lambda others: linear_sweeps.loss(plan, others._replace(head=operands.head)),
+            lambda others: _differentiable_loss(plan, others._replace(head=operands.head)),
             operands._replace(head=None),
             others,
         )
@@ -116,22 +126,27 @@ def _change(
 
 def _pushed(plan: LinearPlan, operands: LinearOperands, head: Head) -> Any:
     """Return the tangent of the losses of rows."""
-    return _jvp_of_moving(partial(_at, partial(linear_sweeps.loss, plan), operands), _widened(operands).head, head)
+    return _jvp_of_moving(partial(_at, partial(_differentiable_loss, plan), operands), _widened(operands).head, head)
 
 
 def _pulled(plan: LinearPlan, wanted: Wanted, operands: LinearOperands, by_row: Any) -> Head:
     """Return the gradients of the losses of rows, each times a number of its own."""
-    return linear_sweeps.loss_and_gradients(plan, wanted, operands, by_row)[1]
+    return linear_sweeps.loss_and_gradients(plan, wanted, operands, by_row, DIFFERENTIATED_BYTES)[1]
 
 
 def _bent(plan: LinearPlan, wanted: Wanted, operands: LinearOperands, head: Head) -> Head:
     """Return the tangent of the gradients: the Hessian times that of the head."""
-
-    def gradients(operands: LinearOperands) -> Head:
-        return linear_sweeps.loss_and_gradients(plan, wanted, operands)[1]
-
+    gradients = partial(_differentiable_gradients, plan, wanted)
     bent: Head = _jvp_of_moving(partial(_at, gradients, operands), operands.head, head)
     return bent
+
+
+def _differentiable_loss(plan: LinearPlan, operands: LinearOperands) -> Any:
+    return linear_sweeps.loss(plan, operands, DIFFERENTIATED_BYTES)
+
+
+def _differentiable_gradients(plan: LinearPlan, wanted: Wanted, operands: LinearOperands) -> Head:
+    return linear_sweeps.loss_and_gradients(plan, wanted, operands, block_bytes=DIFFERENTIATED_BYTES)[1]
 
 
 def _at(function: Callable[[LinearOperands], Any], operands: LinearOperands, head: Head) -> Any:

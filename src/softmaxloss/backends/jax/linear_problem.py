@@ -9,10 +9,13 @@ import numpy as np
 from softmaxloss.backends.block_plan import plan_blocks
 from softmaxloss.backends.jax.problem import Operands, Plan, Serving, computed_in
 
-# What a block's logits take unless the caller says. The kernels need as much again for their gradient, and plain JAX
-# four and a half times as much in all: either way 60 MiB. What a block adds to the weight's gradient, in parts of at
-# least the third number, takes the place of the logits.
-_BLOCK_BYTES, _PLAIN_BLOCK_BYTES, _LEAST_PART_BYTES = 30 << 20, 13 << 20, 1 << 20
+# What a block's logits take unless the caller says, for less than 64 MiB in all: for losses alone; with a gradient,
+# which the kernels put in the logits' place, and its products; and where a sweep is differentiated, which keeps logits,
+# gradient and tangents beside each other. Plain JAX needs several times what a block does for each.
+LOSS_BYTES, GRADIENT_BYTES, DIFFERENTIATED_BYTES, _PLAIN_BYTES = 54 << 20, 42 << 20, 30 << 20, 13 << 20
+
+# What the weight and a block's gradient take of a part of the classes, which are multiplied with each other at a time.
+_PART_BYTES = 4 << 20
 
 
 class Head(NamedTuple):
@@ -76,7 +79,7 @@ class LinearPlan(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """In how many rows the logits are taken, and for how many classes the weight's gradient is added to at a time.
+    """In how many rows the logits are taken, and for how many classes there are products with their gradient at a time.
 
     The first block has as many rows as remain from the others, which all have the same number.
     """
@@ -87,23 +90,20 @@ class Blocks(NamedTuple):
     classes: int
 
 
-def blocks_of(plan: LinearPlan, operands: LinearOperands) -> Blocks:
-    """Return the sizes of blocks, of at least one row and of all classes."""
+def blocks_of(plan: LinearPlan, operands: LinearOperands, block_bytes: int) -> Blocks:
+    """Return the sizes of blocks, of at least one row and of all classes; `block_bytes` as above."""
     rows, classes = operands.shape
     features = operands.head.hidden.shape[1]
     logit = np.dtype(operands.computed_in).itemsize
     budget = plan.max_block_bytes
     if budget is None:
-        budget = _BLOCK_BYTES if _kernels_will_serve(plan.of_rows.serving) else _PLAIN_BLOCK_BYTES
+        budget = block_bytes if _kernels_will_serve(plan.of_rows.serving) else _PLAIN_BYTES
     planned = plan_blocks(rows, classes, logit, budget)
     a_block = planned.rows if planned.holds_all_classes else max(1, budget // (classes * logit))
     number = -(-rows // a_block)
     if number == 2 < rows:  # XLA takes the second out of its loop, and computes the logits of both at once
         number, a_block = 3, -(-rows // 3)
-    room = max(a_block * classes * logit, _LEAST_PART_BYTES)
-    parts = 1
-    if classes * features * logit > room:
-        parts = -(-classes * (features + a_block) * logit // room)
+    parts = max(1, -(-classes * (features + a_block) * logit // _PART_BYTES))
     part = -(-classes // parts)
     return Blocks(number, rows - max(0, number - 1) * a_block, a_block, part)
 
@@ -163,4 +163,6 @@ def with_one_divisor(plan: LinearPlan, operands: LinearOperands) -> Divided:
 def folded_rows(operands: LinearOperands, logits: Any, labels: Any, sample_weight: Any) -> Operands:
     """Return a block of logits, with its labels and weights, as the functions of dense logits take them."""
     weight = None if sample_weight is None else sample_weight[:, None]
-    return Operands(logits[..., None], labels[..., None], weight, operands.class_weight, operands.logit_bias)
+    return Operands(
+        logits.reshape(*logits.shape, 1), labels[..., None], weight, operands.class_weight, operands.logit_bias
+    )

@@ -1,8 +1,9 @@
 """The sweeps over blocks of rows: a block's logits are computed, used and forgotten before the next one's are.
 
 A sweep for the loss takes one product of matrices, one for the loss and its gradients three: a block's gradient is
-there as soon as its loss is. What a block adds to the weight's gradient is added in parts, since XLA has no product
-that adds to what is there, and a whole one beside the sum would be as large as the weight.
+there as soon as its loss is. The products with a block's gradient are taken for one part of the classes after another:
+XLA has none that adds to what is there, and a whole one beside the sum would be as large as the weight; and one over
+all classes at once needs memory of its own.
 """
 
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from jax import lax
 
 from softmaxloss.backends.jax import derivatives
 from softmaxloss.backends.jax.linear_problem import (
+    GRADIENT_BYTES,
+    LOSS_BYTES,
     Blocks,
     Head,
     LinearOperands,
@@ -50,10 +53,10 @@ class _Block(NamedTuple):
     factor: Any
 
 
-def loss(plan: LinearPlan, operands: LinearOperands) -> Any:
+def loss(plan: LinearPlan, operands: LinearOperands, block_bytes: int = LOSS_BYTES) -> Any:
     """Return the loss: one number, or one a row."""
     operands, scale, _ = with_one_divisor(plan, operands)
-    blocks = blocks_of(plan, operands)
+    blocks = blocks_of(plan, operands, block_bytes)
     if blocks.number == 0:
         return reduced(plan, varying_like(operands, jnp.zeros(0, operands.computed_in)), scale)
 
@@ -61,18 +64,24 @@ def loss(plan: LinearPlan, operands: LinearOperands) -> Any:
     def losses(operands: LinearOperands, block: _Block) -> Any:
         return derivatives.loss(plan.of_rows._replace(reduction="none"), _folded(operands, block))[:, 0]
 
-    def step(_: None, start: Any) -> tuple[None, Any]:
-        return None, losses(operands, _block(operands, None, start, blocks.rows))
+    def step(rows: Any, start: Any) -> tuple[Any, None]:
+        of_block = losses(operands, _block(operands, None, start, blocks.rows))
+        return lax.dynamic_update_slice_in_dim(rows, of_block, start, 0), None
 
-    rows = losses(operands, _block(operands, None, 0, blocks.first))
+    first = losses(operands, _block(operands, None, 0, blocks.first))
+    # In one array from the first block on: else XLA computes the logits of this one, and keeps them beside the loop's.
+    rows = jnp.pad(first, (0, operands.shape[0] - blocks.first))
     if blocks.number > 1:
-        _, others = lax.scan(step, None, _starts(blocks))
-        rows = jnp.concatenate([rows, others.reshape(-1)])
+        rows, _ = lax.scan(step, rows, _starts(blocks))
     return reduced(plan, rows, scale)
 
 
 def loss_and_gradients(
-    plan: LinearPlan, wanted: Wanted, operands: LinearOperands, by_row: Any = None
+    plan: LinearPlan,
+    wanted: Wanted,
+    operands: LinearOperands,
+    by_row: Any = None,
+    block_bytes: int = GRADIENT_BYTES,
 ) -> tuple[Any, Head]:
     """Return the loss, and its gradients in the dtype computed in; of the sum for "none".
 
@@ -80,7 +89,8 @@ def loss_and_gradients(
     """
     operands, scale, ratio = with_one_divisor(plan, operands)
     factor, unit = _factor_and_unit(operands, scale if by_row is None else by_row)
-    sweep = _Sweep(plan, wanted, operands, blocks_of(plan, operands), factor, plan.gradient_filter * ratio)
+    blocks = blocks_of(plan, operands, block_bytes)
+    sweep = _Sweep(plan, wanted, operands, blocks, factor, plan.gradient_filter * ratio)
     if sweep.blocks.number == 0:
         gradients, rows = Head(*(_zeros(sweep, i) for i in range(3))), jnp.zeros(0, operands.computed_in)
         return reduced(plan, varying_like(operands, rows), scale), gradients
@@ -149,6 +159,14 @@ def _product(operands: LinearOperands, a: Any, b: Any, axes: tuple[int, int]) ->
     return lax.dot_general(a, b, (over, ((), ())), preferred_element_type=operands.computed_in)
 
 
+def _some_rows(array: Any, start: Any, number: int) -> Any:
+    """Return rows of an array of floats; of 16 bits as integers, since XLA makes all of it float32 first otherwise."""
+    if array.dtype.itemsize != 2:
+        return lax.dynamic_slice_in_dim(array, start, number)
+    bits = lax.dynamic_slice_in_dim(lax.bitcast_convert_type(array, jnp.uint16), start, number)
+    return lax.bitcast_convert_type(bits, array.dtype)
+
+
 def _factor_and_unit(operands: LinearOperands, factor: Any) -> tuple[Any, Any]:
     """Return what to multiply rows' gradients by, and sums of them afterwards; None stands for 1.
 
@@ -173,21 +191,20 @@ def _with_block(sweep: _Sweep, gradients: Head | None, start: Any, size: int) ->
     """Return gradients with a block's added, and the losses of its rows. The first block begins with None."""
     operands = sweep.operands
     block = _block(operands, sweep.factor, start, size)
-    plan = sweep.plan.of_rows._replace(reduction="none")
+    plan = sweep.plan.of_rows._replace(reduction="none", consumes=True)
     rows, gradient = derivatives.loss_and_gradient(plan, _folded(operands, block))
     gradient = gradient[..., 0]
     if gradients is None:
-        gradients = Head(_zeros(sweep, 0), _zeros(sweep, 1) if sweep.plan.gradient_filter else None, None)
+        # A first product of all classes is the total, where it needs no copy of the gradient in 16 bits.
+        in_parts = sweep.plan.gradient_filter or operands.multiplied_in != operands.computed_in
+        gradients = Head(_zeros(sweep, 0), _zeros(sweep, 1) if in_parts else None, None)
     of_hidden, of_weight, of_bias = gradients
     if sweep.wanted[2]:
         added = (gradient if block.factor is None else gradient * block.factor).sum(0)
         of_bias = added if of_bias is None else of_bias + added
     hidden = _scaled(sweep, block, block.hidden.astype(gradient.dtype))
-    if sweep.plan.gradient_filter:
-        by_hidden, of_weight = _filtered_products(sweep, block, gradient, hidden, of_weight)
-    else:
-        by_hidden = _product(operands, gradient, operands.head.weight, (1, 0)) if sweep.wanted[0] else None
-        of_weight = _with_product(sweep, gradient, hidden, of_weight) if sweep.wanted[1] else None
+    products = _filtered_products if sweep.plan.gradient_filter else _products
+    by_hidden, of_weight = products(sweep, block, gradient, hidden, of_weight)
     if sweep.wanted[0]:
         of_hidden = lax.dynamic_update_slice_in_dim(of_hidden, _scaled(sweep, block, by_hidden), start, 0)
     return Head(of_hidden, of_weight, of_bias), rows[:, 0]
@@ -200,26 +217,32 @@ def _scaled(sweep: _Sweep, block: _Block, values: Any) -> Any:
     return values if kept is None else jnp.where(kept[:, None], values, 0.0)
 
 
-def _with_product(sweep: _Sweep, gradient: Any, hidden: Any, total: Any) -> Any:
-    """Return the total plus the product of a block's gradient, transposed, and its hidden states."""
-
-    def product(columns: Any) -> Any:
-        return _product(sweep.operands, columns, hidden, (0, 0))
-
-    if total is None:
-        return product(gradient)
+def _products(sweep: _Sweep, block: _Block, gradient: Any, hidden: Any, total: Any) -> tuple[Any, Any]:
+    """Return a block's product with the weight, and the total plus its product, transposed, with its hidden states."""
+    operands, (by_hidden, by_weight, _) = sweep.operands, sweep.wanted
     classes, part = gradient.shape[1], sweep.blocks.classes
-    if part == classes:
-        return total + product(gradient)
+    if by_weight and total is None:
+        total, by_weight = _product(operands, gradient, hidden, (0, 0)), False
 
-    def add(i: Any, total: Any) -> Any:
+    def add(i: Any, sums: tuple[Any, Any]) -> tuple[Any, Any]:
+        of_block, total = sums
         start = jnp.minimum(i * part, classes - part)  # the last part begins among classes that are done
         columns = lax.dynamic_slice_in_dim(gradient, start, part, 1)
-        columns = jnp.where(start + jnp.arange(part) >= i * part, columns, 0.0)
-        so_far = lax.dynamic_slice_in_dim(total, start, part)
-        return lax.dynamic_update_slice_in_dim(total, so_far + product(columns), start, 0)
+        if classes % part:
+            columns = jnp.where(start + jnp.arange(part) >= i * part, columns, 0.0)
+        if by_hidden:
+            weight = _some_rows(operands.head.weight, start, part)
+            of_block = of_block + _product(operands, columns, weight, (1, 0))
+        if by_weight:
+            added = _product(operands, columns, hidden, (0, 0))
+            so_far = lax.dynamic_slice_in_dim(total, start, part)
+            total = lax.dynamic_update_slice_in_dim(total, so_far + added, start, 0)
+        return of_block, total
 
-    return lax.fori_loop(0, -(-classes // part), add, total)
+    start = varying_like(operands, jnp.zeros_like(hidden)) if by_hidden else None
+    if by_hidden or by_weight:
+        return lax.fori_loop(0, -(-classes // part), add, (start, total))  # type: ignore[no-any-return]
+    return None, total
 
 
 def _filtered_products(sweep: _Sweep, block: _Block, gradient: Any, hidden: Any, total: Any) -> tuple[Any, Any]:

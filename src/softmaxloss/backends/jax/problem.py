@@ -22,6 +22,7 @@ class Plan(NamedTuple):
     soft: bool  # whether labels are distributions
     tolerance: float  # how far from 1 they may sum
     serving: Serving
+    consumes: bool = False  # whether logits (rows, classes, 1) are needed no longer once there is a gradient
 
 
 class Capped(NamedTuple):
