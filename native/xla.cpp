@@ -133,8 +133,8 @@ ffi::Error answered(const Batch& batch, const Shape& shape, const Body& body) {
 // for. Results: the loss, and its gradient where that is asked for, which may take the place of the logits; or the
 // product. `axes` are the logits' own.
 ffi::Error loss(ffi::RemainingArgs arguments, ffi::RemainingRets results, std::int64_t axes, std::int64_t reduction,
-                bool soft, std::int64_t ignore_index, double label_smoothing, double temperature, double softcap, double z_loss,
-                double focal_gamma, double poly_epsilon, double tolerance) {
+                bool soft, std::int64_t ignore_index, double label_smoothing, double temperature, double softcap,
+                double z_loss, double focal_gamma, double poly_epsilon, double tolerance) {
   const bool is_hessian = arguments.size() == 6;
   const auto argument = [&](std::size_t i) { return arguments.get<ffi::AnyBuffer>(i).value(); };
   const auto result = [&](std::size_t i) { return *results.get<ffi::AnyBuffer>(i).value(); };
