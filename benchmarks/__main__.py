@@ -23,6 +23,7 @@ from benchmarks import (
     linear,
     linear_contenders,
     memory,
+    path,
     scaling,
     streaming,
     tables,
@@ -109,6 +110,11 @@ def _classifier(options: argparse.Namespace, present: list[str], results: dict[s
     return classifier_table.table(results)
 
 
+def _path(options: argparse.Namespace, present: list[str], results: dict[str, Any]) -> str:
+    results["path"] = path.measure(path.QUICK if options.quick else path.Effort())
+    return path.table(results)
+
+
 def _training(options: argparse.Namespace, present: list[str], results: dict[str, Any]) -> str:
     results["runs"] = training.measure(training.QUICK if options.quick else training.FULL)
     return training.table(results)
@@ -154,6 +160,7 @@ _COMMANDS = {
     "jax": _framework,
     "linear": _linear,
     "classifier": _classifier,
+    "path": _path,
     "training": _training,
     "scaling": _scaling,
     "streaming": _streaming,
@@ -200,6 +207,7 @@ def _parser() -> argparse.ArgumentParser:
         "classifier",
         help="time SoftmaxClassifier and the solvers of scikit-learn until the objective is near its lowest",
     )
+    swept = commands.add_parser("path", help="time ten values of C on a path beside fits that begin at 0")
     trained = commands.add_parser("training", help="train a small language model with PyTorch's loss and with ours")
     scaled = commands.add_parser("scaling", help="time passes over Dask's chunks on 1, 2 and 3 workers of this machine")
     streamed = commands.add_parser("streaming", help="fit files larger than memory; measure memory and time")
@@ -208,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     judged = commands.add_parser("judging", help="time evaluate beside log_loss; measure its memory on a file")
     judged.add_argument("--gigabytes", type=float, help="evaluate a file of logits of this size as well")
     judged.add_argument("--folder", type=Path, help="where to write it; where temporary files are, unless said")
-    for command in (timed, in_torch, in_jax, with_layer, fitted, trained, scaled, judged):
+    for command in (timed, in_torch, in_jax, with_layer, fitted, swept, trained, scaled, judged):
         command.add_argument("--quick", action="store_true", help="a few short rounds: for a first look")
     for command in (timed, sized, in_torch, in_jax):
         command.add_argument(
@@ -266,10 +274,22 @@ def _parser() -> argparse.ArgumentParser:
             help=f"peers to compare with, of {', '.join(peers)}; all those installed unless given",
         )
     trained.set_defaults(contenders=["pytorch-eager"])
-    scaled.set_defaults(contenders=[])
-    streamed.set_defaults(contenders=[])
-    judged.set_defaults(contenders=[])
-    for command in (timed, sized, exact, in_torch, in_jax, with_layer, fitted, trained, scaled, streamed, judged):
+    for command in (swept, scaled, streamed, judged):
+        command.set_defaults(contenders=[])
+    for command in (
+        timed,
+        sized,
+        exact,
+        in_torch,
+        in_jax,
+        with_layer,
+        fitted,
+        swept,
+        trained,
+        scaled,
+        streamed,
+        judged,
+    ):
         command.add_argument("--json", type=Path, metavar="FILE", help="write the raw results there as well")
     return parser
 

@@ -133,9 +133,9 @@ BadDistribution run(Index rows, Index classes, Index scratch_elements, const Run
 // The same where no array is gathered; else runs tile(row, count, scratch, tiles) for one tile after another, in which
 // there is room for so many arrays.
 template <class T, class RunRows, class RunTile>
-BadDistribution run_or_gather(Index rows, Index classes, int gathered, const RunRows& run_rows,
-                              const RunTile& run_tile) {
-  const Index scratch_elements = kScratchRows * scratch_row_length(classes);
+BadDistribution run_or_gather(Index rows, Index classes, int gathered, const RunRows& run_rows, const RunTile& run_tile,
+                              Index more_scratch = 0) {
+  const Index scratch_elements = kScratchRows * scratch_row_length(classes) + more_scratch;
   if (gathered == 0) return run<T>(rows, classes, scratch_elements, run_rows);
   const Index height = tile_height(classes, sizeof(T));
   return run<T>(rows, classes, scratch_elements + gathered * height * classes,
@@ -217,7 +217,8 @@ void run_softmax(const SoftmaxProblem<T>& problem, Index rows) {
       },
       [&](Index row, Index count, T* scratch, T* tiles) {
         return gathered_softmax(problem, row, count, scratch, tiles);
-      });
+      },
+      softmax_takes_tiles(problem) ? tile_scratch_elements(problem.classes, sizeof(T)) : 0);
 }
 
 template <class T>

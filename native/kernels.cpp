@@ -5,7 +5,7 @@
 #include "judging_rows.hpp"
 #include "loss_by_tiles.hpp"
 #include "loss_rows.hpp"
-#include "softmax_rows.hpp"
+#include "softmax_by_tiles.hpp"
 #include "statistics_rows.hpp"
 
 namespace softmaxloss::SOFTMAXLOSS_ISA {

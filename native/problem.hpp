@@ -142,6 +142,13 @@ struct SoftmaxProblem {
   bool stream = false;
 };
 
+// Up to so many classes, many rows at once are quicker than one after another.
+constexpr Index kMostTiledSoftmax = 64;
+template <class T>
+bool softmax_takes_tiles(const SoftmaxProblem<T>& problem) {
+  return problem.output && problem.temperature == 1.0 && problem.classes > 1 && problem.classes <= kMostTiledSoftmax;
+}
+
 // What the numbers of a row that is judged are.
 enum class Scores { kLogits, kLogProbabilities, kProbabilities };
 

@@ -92,7 +92,7 @@ class SoftmaxRows {
 };
 
 template <class T>
-void softmax(const SoftmaxProblem<T>& problem, Index begin, Index end, T* scratch) {
+void softmax_by_rows(const SoftmaxProblem<T>& problem, Index begin, Index end, T* scratch) {
   if (!problem.output)
     SoftmaxRows<T, Output::kLogsumexp, false>(problem, scratch).run(begin, end);
   else if (problem.logarithm)

@@ -18,11 +18,14 @@ def one_blas_thread():
         yield
 
 
+OPTIONS = {"n_classes": 3, "fit_intercept": True, "label_smoothing": 0.1}
+
+
 def problem(n_classes, fit_intercept=True, dtype=np.float64):
     random = np.random.default_rng(0)
     X = (random.standard_normal((200, 6)) @ random.standard_normal((6, 6)) + 3).astype(dtype)
     codes, weights = random.integers(n_classes, size=200), random.uniform(0.5, 2, 200)
-    options = {"n_classes": n_classes, "fit_intercept": fit_intercept, "label_smoothing": 0.1}
+    options = {**OPTIONS, "n_classes": n_classes, "fit_intercept": fit_intercept}
     objective = objective_of(X, codes, weights, C=0.3, **options)
     return objective, Rows(X, codes, weights / weights.mean())
 
@@ -49,6 +52,16 @@ def test_the_hessian_is_inverted(n_classes):
     matrix = hessian(objective, variables, x)
     vector = matrix @ np.random.default_rng(2).standard_normal(len(x))  # the loss sees no other directions
     np.testing.assert_allclose(matrix @ precondition(vector), vector, rtol=1e-5, atol=1e-6)
+
+
+def test_few_products_are_made_of_all_rows_and_often():
+    assert preconditioner.hessian_rows(500, 10) == 500
+    assert preconditioner.hessian_rows(10**6, 10) == 80
+    objective, rows = problem(3)
+    variables, x = objective.centred_and_scaled(), np.zeros(objective.shape).ravel()
+    assert HessianPreconditioner(objective, rows, variables, x).is_newton
+    many, few_rows = objective_of(np.ones((10**6, 6)), np.arange(10**6) % 3, np.ones(10**6), C=1.0, **OPTIONS), rows
+    assert not HessianPreconditioner(many, few_rows, variables, x).is_newton
 
 
 @pytest.mark.parametrize("n_classes", [2, 4])

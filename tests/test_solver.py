@@ -280,6 +280,8 @@ class Doubtful:
         return self.At(len(self.made) <= self.times)
 
     class At:
+        is_newton = False
+
         def __init__(self, helps):
             self._helps = helps
 
@@ -308,3 +310,39 @@ def test_a_preconditioner_that_does_not_help_is_left(times):
     assert len(preconditioner.made) == min(times + 1, 3 + solution.n_iter // 40)
     assert states[-1][0] == (times == 100)
     np.testing.assert_array_equal(states[-1][1], preconditioner.made[-1])
+
+
+class Newton:
+    """The inverse of the Hessian of ``sum(log(cosh(x - target)))`` at a point."""
+
+    is_newton = True
+
+    def __init__(self, x):
+        self.inverse = np.cosh(x - TARGET) ** 2
+
+    def __call__(self, gradient):
+        return self.inverse * gradient
+
+    def helps(self, steps, changes):
+        return True
+
+
+TARGET = np.linspace(-1.2, 1.2, 50)
+
+
+def test_newton_steps_are_as_few_as_they_are_known_to_be():
+    """The Hessian is made anew after early iterations, and no pairs from before blur it."""
+    remembered = []
+    solution = minimize(
+        lambda x: (float(np.log(np.cosh(x - TARGET)).sum()), np.tanh(x - TARGET)),
+        np.zeros(50),
+        tol=1e-12,
+        max_iter=50,
+        preconditioner=Newton,
+        on_state=lambda state: remembered.append(len(state.steps)),
+    )
+    assert solution.converged
+    assert solution.n_iter <= 8
+    assert remembered[0] == remembered[2] == 0  # after iterations 1 and 3
+    assert remembered[1] == 1
+    np.testing.assert_allclose(solution.x, TARGET, atol=1e-11)

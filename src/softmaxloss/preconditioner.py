@@ -19,8 +19,10 @@ _MOST_FEATURES, _MOST_SPARSE_FEATURES = 1024, 256
 _MOST_CLASSES = 2048
 _ROWS_PER_FEATURE = 8
 
-# The Hessian by all the parameters is worth less time than this takes; rows are taken so many numbers at a time.
+# The Hessian by all the parameters is worth less time than this takes; where it takes no longer than a few of the
+# objective's values, it is made of all rows, and often. Rows are taken so many numbers at a time.
 _MOST_HESSIAN_PRODUCTS = 4 * 10**9
+_FEW_HESSIAN_PRODUCTS = 2 * 10**7
 _CHUNK = 1 << 20
 
 # Of the Hessian in variables where it is about one: directions that the loss does not see have none.
@@ -42,6 +44,8 @@ def kronecker_rows(n_features: int, n_classes: int, *, is_sparse: bool) -> int:
 
 def hessian_rows(n_rows: int, n_parameters: int) -> int:
     """Return how many rows make a Hessian by all the parameters that is worth its time; 0 where none do."""
+    if n_rows * n_parameters**2 <= _FEW_HESSIAN_PRODUCTS:
+        return n_rows
     rows = min(n_rows, _ROWS_PER_FEATURE * n_parameters)
     return rows if rows * n_parameters**2 <= _MOST_HESSIAN_PRODUCTS else 0
 
@@ -66,20 +70,26 @@ class HessianPreconditioner:
             features = np.empty((len(X), size))
             features[:, :-1] = (X - variables.mean) * variables.scale
             features[:, -1] = variables.intercept_scale
-            roots = np.sqrt(block.weights / total)[:, None]
+            weights = block.weights / total
+            if n_classes == 1:  # of two: p - p^2 at once
+                p = probabilities[:, 0]
+                hessian[0, :, 0, :] += (features * (weights * p * (1.0 - p))[:, None]).T @ features
+                continue
+            roots = np.sqrt(weights)[:, None]
             both = ((probabilities * roots)[:, :, None] * features[:, None, :]).reshape(len(X), -1)
             hessian -= (both.T @ both).reshape(hessian.shape)
             for k in range(n_classes):
-                weighted = features * (np.square(roots[:, 0]) * probabilities[:, k])[:, None]
-                hessian[k, :, k, :] += weighted.T @ features
+                hessian[k, :, k, :] += (features * (weights * probabilities[:, k])[:, None]).T @ features
         matrix = hessian.reshape(n_classes * size, -1)
+        self.is_newton = objective.source.n_rows * matrix.size <= _FEW_HESSIAN_PRODUCTS
         penalties = np.append(objective.penalty * np.square(variables.scale), 0.0)
         matrix[np.diag_indices_from(matrix)] += np.tile(penalties, n_classes) + _LEAST_EIGENVALUE
-        self._factor = scipy.linalg.cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
+        self._factor, _ = scipy.linalg.cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
 
     def __call__(self, gradient: Vector) -> Vector:
         """Return the inverse Hessian times a vector, both with respect to the scaled variables."""
-        direction: Vector = scipy.linalg.cho_solve(self._factor, gradient, check_finite=False)
+        # Not by cho_solve, whose checks take ten times as long as this for a small matrix.
+        direction: Vector = scipy.linalg.lapack.dpotrs(self._factor, gradient, lower=1)[0]
         return direction
 
     def helps(self, steps: list[Vector], changes: list[Vector]) -> bool:
@@ -104,6 +114,8 @@ class KroneckerPreconditioner:
     .. [1] J. Martens, R. Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature", 2015, for
        the product of the means.
     """
+
+    is_newton = False
 
     def __init__(
         self,

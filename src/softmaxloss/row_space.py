@@ -209,6 +209,11 @@ class _Step(NamedTuple):
         product, combination, intercept = self.split(gradient)
         return self.joined(self.scale * combination, self.scale * product, intercept)
 
+    @property
+    def is_newton(self) -> bool:
+        """Return False: it is near to the Hessian's only."""
+        return False
+
     def helps(self, steps: list[Vector], changes: list[Vector]) -> bool:
         """Return True: gradients are no steps without it."""
         return True

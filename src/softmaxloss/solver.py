@@ -25,6 +25,9 @@ _STEPS_BYTES = 1 << 28
 _RENEWALS = (5, 15)
 _RENEWED_EVERY = 40
 
+# The Hessian itself is made anew more often, where that takes no longer than a few values.
+_NEWTON_RENEWALS = (1, 3, 6, 10, 15)
+
 # After so many iterations without a new lowest gradient, or a value lower by this share of the first, rounding has the
 # last word. Ill-conditioned functions need some dozens between two lows.
 _PATIENCE = 100
@@ -46,6 +49,10 @@ class Variables(Protocol):
 
 class Preconditioner(Protocol):
     """A symmetric positive definite linear map of vectors in u, near to the inverse of the Hessian up to a factor."""
+
+    @property
+    def is_newton(self) -> bool:
+        """Whether it is that of the Hessian itself, and quickly made: so often, and earlier steps tell nothing more."""
 
     def __call__(self, gradient: Vector) -> Vector:
         """Return the map of a gradient: a step."""
@@ -236,7 +243,7 @@ def descend(
     descent.precondition_as(state)
     while not _is_finished(state, tol, max_iter) and descent.iterate(state):
         number, current = len(state.values), state.current
-        if number in _RENEWALS or number % _RENEWED_EVERY == 0:
+        if descent.is_due(number):
             descent.renew_preconditioner(state)
         if on_iteration is not None:
             on_iteration(Iteration(number, current.x, current.value, current.gradient_norm))
@@ -270,6 +277,7 @@ class _Descent:
         self.evaluate = evaluate
         self.preconditioner = preconditioner
         self.precondition: Map = np.copy
+        self.renewals: tuple[int, ...] = _RENEWALS
 
     def start_at(self, u0: Vector) -> State:
         """Return the state before the first iteration."""
@@ -284,7 +292,13 @@ class _Descent:
     def precondition_as(self, state: State) -> None:
         """Make the preconditioner that the state was left with."""
         if self.preconditioner is not None and state.preconditioned:
-            self.precondition = self.preconditioner(state.renewed_at)
+            made = self.preconditioner(state.renewed_at)
+            self.precondition = made
+            self.renewals = _NEWTON_RENEWALS if made.is_newton else _RENEWALS
+
+    def is_due(self, number: int) -> bool:
+        """Tell whether the preconditioner is to be made anew after so many iterations."""
+        return number in self.renewals or number % _RENEWED_EVERY == 0
 
     def renew_preconditioner(self, state: State) -> None:
         """Make it anew at the current point; where the last steps tell that it does not help, do without."""
@@ -294,6 +308,9 @@ class _Descent:
         made = self.preconditioner(state.renewed_at)
         state.preconditioned = made.helps(state.steps, state.changes)
         self.precondition = made if state.preconditioned else np.copy
+        if made.is_newton:
+            state.steps.clear()
+            state.changes.clear()
 
     def iterate(self, state: State) -> bool:
         """Move to the next point; False, and nothing is changed, where no step leads further down."""
@@ -336,7 +353,7 @@ class _Descent:
 
 def _remember(state: State, step: Vector, change: Vector) -> None:
     """Add a pair that shows curvature, and forget the oldest where there are too many."""
-    if step @ change <= 1e-14 * np.linalg.norm(step) * np.linalg.norm(change):
+    if step @ change <= 1e-14 * np.sqrt((step @ step) * (change @ change)):
         return
     state.steps.append(step)
     state.changes.append(change)

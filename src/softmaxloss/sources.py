@@ -95,6 +95,8 @@ def row_weights(sample_weight: Any, class_weight: Any, classes: Array, codes: np
 
 def _class_weights(class_weight: Any, classes: Array, codes: npt.NDArray[np.intp], weights: Vector) -> Vector:
     """Return each class's weight; "balanced" counts a row as `weights` says."""
+    if class_weight is None:
+        return np.ones(len(classes))
     if isinstance(class_weight, str) and class_weight == "balanced":
         totals = np.bincount(codes, weights, minlength=len(classes))
         # A class whose rows weigh nothing may have any weight: it multiplies zeros.
