@@ -342,7 +342,6 @@ def test_newton_steps_are_as_few_as_they_are_known_to_be():
         on_state=lambda state: remembered.append(len(state.steps)),
     )
     assert solution.converged
-    assert solution.n_iter <= 8
-    assert remembered[0] == remembered[2] == 0  # after iterations 1 and 3
-    assert remembered[1] == 1
+    assert solution.n_iter <= 10
+    assert remembered[:4] == [0, 1, 2, 0]  # made anew after iterations 1 and 4
     np.testing.assert_allclose(solution.x, TARGET, atol=1e-11)

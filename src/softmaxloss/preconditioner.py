@@ -83,7 +83,7 @@ class HessianPreconditioner:
         matrix = hessian.reshape(n_classes * size, -1)
         self.is_newton = objective.source.n_rows * matrix.size <= _FEW_HESSIAN_PRODUCTS
         penalties = np.append(objective.penalty * np.square(variables.scale), 0.0)
-        matrix[np.diag_indices_from(matrix)] += np.tile(penalties, n_classes) + _LEAST_EIGENVALUE
+        matrix.flat[:: len(matrix) + 1] += np.tile(penalties, n_classes) + _LEAST_EIGENVALUE
         self._factor, _ = scipy.linalg.cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
 
     def __call__(self, gradient: Vector) -> Vector:

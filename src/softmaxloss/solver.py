@@ -26,7 +26,7 @@ _RENEWALS = (5, 15)
 _RENEWED_EVERY = 40
 
 # The Hessian itself is made anew more often, where that takes no longer than a few values.
-_NEWTON_RENEWALS = (1, 3, 6, 10, 15)
+_NEWTON_RENEWALS = (1, 4, 8, 13)
 
 # After so many iterations without a new lowest gradient, or a value lower by this share of the first, rounding has the
 # last word. Ill-conditioned functions need some dozens between two lows.
