@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
+#include <mutex>
 #include <new>
 #include <utility>
 #include <vector>
@@ -17,20 +17,58 @@ namespace {
 constexpr std::size_t kCacheLine = 64;
 constexpr Index kTileBytes = 128 * 1024;  // a tile of logits and one of labels fit a core's second-level cache
 
+struct Memory {
+  void* data = nullptr;
+  std::size_t bytes = 0;
+};
+
+// Some megabytes of the last call, for the next: asked for anew in every call, amid what callers allocate, they leave
+// gaps in the heap that add up to several times as much.
+class Spare {
+ public:
+  // Returns memory of so many bytes at least, or none.
+  Memory take(std::size_t bytes) {
+    const std::unique_lock lock(mutex_,
+                                std::try_to_lock);  // not waited for: a forked child may find it locked for good
+    return lock && bytes <= memory_.bytes ? std::exchange(memory_, {}) : Memory{};
+  }
+
+  // Keeps memory if there is none as large; returns what is to be freed.
+  Memory give(Memory memory) {
+    const std::unique_lock lock(mutex_, std::try_to_lock);
+    if (lock && memory.bytes > memory_.bytes) std::swap(memory, memory_);
+    return memory;
+  }
+
+ private:
+  std::mutex mutex_;
+  Memory memory_;
+};
+
 template <class T>
 class AlignedBuffer {
  public:
-  explicit AlignedBuffer(Index size)
-      : data_(
-            static_cast<T*>(::operator new(sizeof(T) * static_cast<std::size_t>(size), std::align_val_t{kCacheLine}))) {
+  explicit AlignedBuffer(Index size) {
+    const std::size_t bytes = sizeof(T) * static_cast<std::size_t>(size);
+    if (bytes >= kLeastSpare) memory_ = spare().take(bytes);
+    if (!memory_.data) memory_ = {::operator new(bytes, std::align_val_t{kCacheLine}), bytes};
   }
-  T* get() const { return data_.get(); }
+  ~AlignedBuffer() {
+    if (memory_.bytes >= kLeastSpare && memory_.bytes <= kMostSpare) memory_ = spare().give(memory_);
+    ::operator delete(memory_.data, std::align_val_t{kCacheLine});
+  }
+  AlignedBuffer(const AlignedBuffer&) = delete;
+  AlignedBuffer& operator=(const AlignedBuffer&) = delete;
+  T* get() const { return static_cast<T*>(memory_.data); }
 
  private:
-  struct Delete {
-    void operator()(T* p) const { ::operator delete(p, std::align_val_t{kCacheLine}); }
-  };
-  std::unique_ptr<T, Delete> data_;
+  static constexpr std::size_t kLeastSpare = std::size_t{1} << 20, kMostSpare = std::size_t{16} << 20;
+  static Spare& spare() {
+    static Spare one;
+    return one;
+  }
+
+  Memory memory_;
 };
 
 // Memory for each thread, laid out before the threads start: an allocation that fails must throw outside them.

@@ -54,10 +54,16 @@ class SoftmaxPredictor(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         return probabilities
 
     def predict_log_proba(self, X: Any) -> Array:
-        """Return the logarithm of `predict_proba`; finite where a probability is too small for its dtype."""
+        """Return the logarithm of `predict_proba`; finite where a probability is too small for its dtype.
+
+        In float32 it is 0 where the probability is 1, which numbers a little less are rounded to.
+        """
         if _is_in_parts(X):
             return self._by_chunk("predict_log_proba", X)
-        log_probabilities: Array = log_softmax(self._logits(X), axis=1)
+        logits = self._logits(X)
+        log_probabilities: Array = log_softmax(logits, axis=1)
+        if logits.dtype == np.float32:
+            log_probabilities[softmax(logits, axis=1) == 1.0] = 0.0
         return log_probabilities
 
     def __sklearn_tags__(self) -> Any:
