@@ -1,6 +1,7 @@
 """The command train: what it prints and writes, and the data that it refuses."""
 
 import io
+import re
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ def test_training_reports_loss_accuracy_time_and_where_the_model_is(flowers):
         assert 90 <= float(cells[3].rstrip("% ")) <= 100
     assert "trained in " in done.stdout
     assert "saved models.skops\n" in done.stdout
-    assert "iteration 10: loss " in done.stderr
+    assert re.search(r"iteration \d+: loss ", done.stderr)
     assert sorted(path.name for path in folder.glob("*")) == ["iris.csv", "models.skops"]
 
 
