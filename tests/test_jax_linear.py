@@ -113,6 +113,51 @@ def test_products_by_parts_of_the_classes(monkeypatch, x64, part_bytes):
             close(found, expected)
 
 
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_a_row_without_answer_changes_no_other(reduction, soft):
+    """Inside a compiled program such a row is NaN; the gradient of rows before it may be where their logits were."""
+    rng = np.random.default_rng(0)
+    hidden, weight = (rng.standard_normal(shape).astype(np.float32) for shape in ((40, 4), (6, 4)))
+    labels = rng.dirichlet(np.ones(6), 40).astype(np.float32) if soft else rng.integers(0, 6, 40)
+    spoiled = labels.copy()
+    spoiled[30] = 3.0 * labels[30] if soft else 77
+
+    @jax.jit
+    def both(h, w, y):
+        loss, grad = sl.linear_cross_entropy_and_grad(h, w, y, reduction=reduction)
+        return loss, grad.hidden
+
+    (expected, by_hidden), (found, spoiled_by_hidden) = both(hidden, weight, labels), both(hidden, weight, spoiled)
+    others = np.arange(40) != 30
+    close(spoiled_by_hidden[others], by_hidden[others])
+    if reduction == "none":
+        assert np.isnan(found[30])
+        close(found[others], expected[others])
+    else:
+        assert np.isnan(found)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_mixed_second_derivatives_in_16_bits(reduction, dtype):
+    rng = np.random.default_rng(1)
+    hidden, weight = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in ((40, 4), (6, 4)))
+    labels, factor = rng.integers(0, 6, 40), jnp.asarray(rng.standard_normal(40), jnp.float32)
+
+    def curvature(loss):
+        def by_hidden(h, w):
+            return jax.grad(lambda h: (loss(h, w) * factor).sum().astype(jnp.float32))(h).astype(jnp.float32)
+
+        return lambda h, w: jax.grad(lambda w: (by_hidden(h, w) ** 2).sum())(w)
+
+    found = curvature(lambda h, w: sl.linear_cross_entropy(h, w, labels, reduction=reduction))(hidden, weight)
+    wide = hidden.astype(jnp.float32), weight.astype(jnp.float32)
+    expected = curvature(lambda h, w: sl.softmax_cross_entropy(h @ w.T, labels, reduction=reduction))(*wide)
+    scale = float(jnp.abs(expected).max())
+    np.testing.assert_allclose(found.astype(np.float32), expected, rtol=0, atol=0.03 * scale)
+
+
 def test_rows_of_any_shape(x64):
     head, labels, _ = problem(12, 3, 5)
     h, y = head[0].reshape(2, 3, 2, 3), labels.reshape(2, 3, 2)

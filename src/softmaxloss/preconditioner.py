@@ -44,10 +44,15 @@ def kronecker_rows(n_features: int, n_classes: int, *, is_sparse: bool) -> int:
 
 def hessian_rows(n_rows: int, n_parameters: int) -> int:
     """Return how many rows make a Hessian by all the parameters that is worth its time; 0 where none do."""
-    if n_rows * n_parameters**2 <= _FEW_HESSIAN_PRODUCTS:
+    if _is_quick(n_rows, n_parameters):
         return n_rows
     rows = min(n_rows, _ROWS_PER_FEATURE * n_parameters)
     return rows if rows * n_parameters**2 <= _MOST_HESSIAN_PRODUCTS else 0
+
+
+def _is_quick(n_rows: int, n_parameters: int) -> bool:
+    """Tell whether the Hessian of all rows, and its factor, take no longer than a few values."""
+    return n_rows * n_parameters**2 + n_parameters**3 // 3 <= _FEW_HESSIAN_PRODUCTS
 
 
 class HessianPreconditioner:
@@ -81,7 +86,7 @@ class HessianPreconditioner:
             for k in range(n_classes):
                 hessian[k, :, k, :] += (features * (weights * probabilities[:, k])[:, None]).T @ features
         matrix = hessian.reshape(n_classes * size, -1)
-        self.is_newton = objective.source.n_rows * matrix.size <= _FEW_HESSIAN_PRODUCTS
+        self.is_newton = _is_quick(objective.source.n_rows, len(matrix))
         penalties = np.append(objective.penalty * np.square(variables.scale), 0.0)
         matrix.flat[:: len(matrix) + 1] += np.tile(penalties, n_classes) + _LEAST_EIGENVALUE
         self._factor, _ = scipy.linalg.cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)

@@ -353,7 +353,7 @@ class _Descent:
 
 def _remember(state: State, step: Vector, change: Vector) -> None:
     """Add a pair that shows curvature, and forget the oldest where there are too many."""
-    if step @ change <= 1e-14 * np.sqrt((step @ step) * (change @ change)):
+    if step @ change <= 1e-14 * np.sqrt(step @ step) * np.sqrt(change @ change):
         return
     state.steps.append(step)
     state.changes.append(change)

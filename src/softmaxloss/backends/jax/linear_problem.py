@@ -10,8 +10,8 @@ from softmaxloss.backends.block_plan import plan_blocks
 from softmaxloss.backends.jax.problem import Operands, Plan, Serving, computed_in
 
 # What a block's logits take unless the caller says, for less than 64 MiB in all: for losses alone; with a gradient,
-# which the kernels put in the logits' place, and its products; and where a sweep is differentiated, which keeps logits,
-# gradient and tangents beside each other. Plain JAX needs several times what a block does for each.
+# which the kernels put in the logits' place, and its products; and where it is beside them, with labels that are
+# distributions and in a sweep that is differentiated. Plain JAX needs several times what a block does for each.
 LOSS_BYTES, GRADIENT_BYTES, DIFFERENTIATED_BYTES, _PLAIN_BYTES = 54 << 20, 40 << 20, 30 << 20, 13 << 20
 
 # What the weight and a block's gradient take of a part of the classes, which are multiplied with each other at a time.

@@ -14,6 +14,7 @@ from jax import lax
 
 from softmaxloss.backends.jax import derivatives
 from softmaxloss.backends.jax.linear_problem import (
+    DIFFERENTIATED_BYTES,
     GRADIENT_BYTES,
     LOSS_BYTES,
     Blocks,
@@ -89,7 +90,7 @@ def loss_and_gradients(
     """
     operands, scale, ratio = with_one_divisor(plan, operands)
     factor, unit = _factor_and_unit(operands, scale if by_row is None else by_row)
-    blocks = blocks_of(plan, operands, block_bytes)
+    blocks = blocks_of(plan, operands, min(block_bytes, DIFFERENTIATED_BYTES) if plan.of_rows.soft else block_bytes)
     sweep = _Sweep(plan, wanted, operands, blocks, factor, plan.gradient_filter * ratio)
     if sweep.blocks.number == 0:
         gradients, rows = Head(*(_zeros(sweep, i) for i in range(3))), jnp.zeros(0, operands.computed_in)
@@ -159,14 +160,6 @@ def _product(operands: LinearOperands, a: Any, b: Any, axes: tuple[int, int]) ->
     return lax.dot_general(a, b, (over, ((), ())), preferred_element_type=operands.computed_in)
 
 
-def _some_rows(array: Any, start: Any, number: int) -> Any:
-    """Return rows of an array of floats; of 16 bits as integers, since XLA makes all of it float32 first otherwise."""
-    if array.dtype.itemsize != 2:
-        return lax.dynamic_slice_in_dim(array, start, number)
-    bits = lax.dynamic_slice_in_dim(lax.bitcast_convert_type(array, jnp.uint16), start, number)
-    return lax.bitcast_convert_type(bits, array.dtype)
-
-
 def _factor_and_unit(operands: LinearOperands, factor: Any) -> tuple[Any, Any]:
     """Return what to multiply rows' gradients by, and sums of them afterwards; None stands for 1.
 
@@ -191,7 +184,8 @@ def _with_block(sweep: _Sweep, gradients: Head | None, start: Any, size: int) ->
     """Return gradients with a block's added, and the losses of its rows. The first block begins with None."""
     operands = sweep.operands
     block = _block(operands, sweep.factor, start, size)
-    plan = sweep.plan.of_rows._replace(reduction="none", consumes=True)
+    # Where a row has no distribution of labels after all, the kernel begins again, for which it needs the logits.
+    plan = sweep.plan.of_rows._replace(reduction="none", consumes=not sweep.plan.of_rows.soft)
     rows, gradient = derivatives.loss_and_gradient(plan, _folded(operands, block))
     gradient = gradient[..., 0]
     if gradients is None:
@@ -223,6 +217,10 @@ def _products(sweep: _Sweep, block: _Block, gradient: Any, hidden: Any, total: A
     classes, part = gradient.shape[1], sweep.blocks.classes
     if by_weight and total is None:
         total, by_weight = _product(operands, gradient, hidden, (0, 0)), False
+    product = None
+    if by_hidden and operands.multiplied_in != operands.computed_in:
+        # All classes at once: of parts of a weight in 16 bits XLA makes a whole one in 32 first.
+        product, by_hidden = _product(operands, gradient, operands.head.weight, (1, 0)), False
 
     def add(i: Any, sums: tuple[Any, Any]) -> tuple[Any, Any]:
         of_block, total = sums
@@ -231,7 +229,7 @@ def _products(sweep: _Sweep, block: _Block, gradient: Any, hidden: Any, total: A
         if classes % part:
             columns = jnp.where(start + jnp.arange(part) >= i * part, columns, 0.0)
         if by_hidden:
-            weight = _some_rows(operands.head.weight, start, part)
+            weight = lax.dynamic_slice_in_dim(operands.head.weight, start, part)
             of_block = of_block + _product(operands, columns, weight, (1, 0))
         if by_weight:
             added = _product(operands, columns, hidden, (0, 0))
@@ -239,10 +237,11 @@ def _products(sweep: _Sweep, block: _Block, gradient: Any, hidden: Any, total: A
             total = lax.dynamic_update_slice_in_dim(total, so_far + added, start, 0)
         return of_block, total
 
-    start = varying_like(operands, jnp.zeros_like(hidden)) if by_hidden else None
+    if by_hidden:
+        product = varying_like(operands, jnp.zeros_like(hidden))
     if by_hidden or by_weight:
-        return lax.fori_loop(0, -(-classes // part), add, (start, total))  # type: ignore[no-any-return]
-    return None, total
+        return lax.fori_loop(0, -(-classes // part), add, (product, total))  # type: ignore[no-any-return]
+    return product, total
 
 
 def _filtered_products(sweep: _Sweep, block: _Block, gradient: Any, hidden: Any, total: Any) -> tuple[Any, Any]:
