@@ -276,20 +276,7 @@ def _parser() -> argparse.ArgumentParser:
     trained.set_defaults(contenders=["pytorch-eager"])
     for command in (swept, scaled, streamed, judged):
         command.set_defaults(contenders=[])
-    for command in (
-        timed,
-        sized,
-        exact,
-        in_torch,
-        in_jax,
-        with_layer,
-        fitted,
-        swept,
-        trained,
-        scaled,
-        streamed,
-        judged,
-    ):
+    for command in commands.choices.values():
         command.add_argument("--json", type=Path, metavar="FILE", help="write the raw results there as well")
     return parser
 

@@ -240,7 +240,7 @@ def _products(sweep: _Sweep, block: _Block, gradient: Any, hidden: Any, total: A
     if by_hidden:
         product = varying_like(operands, jnp.zeros_like(hidden))
     if by_hidden or by_weight:
-        return lax.fori_loop(0, -(-classes // part), add, (product, total))  # type: ignore[no-any-return]
+        product, total = lax.fori_loop(0, -(-classes // part), add, (product, total))
     return product, total
 
 
