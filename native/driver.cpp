@@ -266,6 +266,21 @@ BadDistribution check_distribution(const ConstRows& distribution, Index classes,
   });
 }
 
+template <class T>
+void run_class_blocks(const ClassBlocksProblem<T>& problem, Index classes) {
+  const int threads = threads_for(classes, problem.size * problem.size + problem.rows);
+  const PerThread<T> scratch(threads, class_block_scratch_elements(problem.size));
+  parallel_rows(classes, threads, [&](int thread, Index begin, Index end) {
+    kernels<T>().class_blocks(problem, begin, end, scratch.of(thread));
+  });
+}
+
+template <class T>
+void run_solve_blocks(const ClassBlocksProblem<T>& problem, T* vectors, Index classes) {
+  parallel_rows(classes, threads_for(classes, problem.size * problem.size),
+                [&](int, Index begin, Index end) { kernels<T>().solve_blocks(problem, vectors, begin, end); });
+}
+
 double sum(const double* values, Index count) {
   constexpr Index kBlock = 512, kLanes = 8;
   const Index blocks = (count + kBlock - 1) / kBlock;
@@ -289,11 +304,13 @@ double sum(const double* values, Index count) {
   return total.value();
 }
 
-#define SOFTMAXLOSS_INSTANTIATE(T)                                       \
-  template BadDistribution run_loss(const LossProblem<T>&, Index);       \
-  template BadDistribution run_hessian(const HessianProblem<T>&, Index); \
-  template void run_statistics(const StatisticsProblem<T>&, Index);      \
-  template void run_softmax(const SoftmaxProblem<T>&, Index);            \
+#define SOFTMAXLOSS_INSTANTIATE(T)                                         \
+  template BadDistribution run_loss(const LossProblem<T>&, Index);         \
+  template BadDistribution run_hessian(const HessianProblem<T>&, Index);   \
+  template void run_statistics(const StatisticsProblem<T>&, Index);        \
+  template void run_softmax(const SoftmaxProblem<T>&, Index);              \
+  template void run_class_blocks(const ClassBlocksProblem<T>&, Index);     \
+  template void run_solve_blocks(const ClassBlocksProblem<T>&, T*, Index); \
   template BadDistribution check_distribution<T>(const ConstRows&, Index, Index, double);
 
 SOFTMAXLOSS_INSTANTIATE(float)

@@ -20,6 +20,13 @@ void run_statistics(const StatisticsProblem<T>& problem, Index rows);
 template <class T>
 void run_softmax(const SoftmaxProblem<T>& problem, Index rows);
 
+template <class T>
+void run_class_blocks(const ClassBlocksProblem<T>& problem, Index classes);
+
+// Each of the vectors (classes, size) becomes the solution of the equations of its block, which has been factored.
+template <class T>
+void run_solve_blocks(const ClassBlocksProblem<T>& problem, T* vectors, Index classes);
+
 // The first row that is not a distribution, without a loss: for a gradient that is to overwrite the logits.
 template <class T>
 BadDistribution check_distribution(const ConstRows& distribution, Index classes, Index rows, double tolerance);

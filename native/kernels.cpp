@@ -1,4 +1,5 @@
 // The kernels of one instruction set: this file is compiled once for each, with SOFTMAXLOSS_ISA naming it.
+#include "class_blocks.hpp"
 #include "distributions.hpp"
 #include "hessian_rows.hpp"
 #include "instruction_sets.hpp"
@@ -11,8 +12,8 @@
 namespace softmaxloss::SOFTMAXLOSS_ISA {
 
 template <class T>
-constexpr Kernels<T> kKernels = {contiguous_loss<T>, tiled_loss<T>, hessian<T>, statistics<T>,
-                                 softmax<T>,         judge<T>,      check<T>};
+constexpr Kernels<T> kKernels = {contiguous_loss<T>, tiled_loss<T>, hessian<T>,      statistics<T>,  softmax<T>,
+                                 judge<T>,           check<T>,      class_blocks<T>, solve_blocks<T>};
 
 Kernels<float> float_kernels() { return kKernels<float>; }
 Kernels<double> double_kernels() { return kKernels<double>; }

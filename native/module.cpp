@@ -186,6 +186,68 @@ Found bad_distribution(const Array& distribution, double tolerance) {
   });
 }
 
+template <class T, int kDimensions>
+using Dense = nb::ndarray<T, nb::ndim<kDimensions>, nb::c_contig, nb::device::cpu>;
+
+template <class T>
+Index block_size(const Dense<T, 3>& factors) {
+  const auto size = static_cast<Index>(factors.shape(1));
+  if (size == 0 || size % kBlockUnit != 0 || factors.shape(2) != factors.shape(1))
+    throw std::invalid_argument("square blocks of a multiple of block_unit expected");
+  return size;
+}
+
+// See ClassBlocksProblem.
+template <class T>
+void class_blocks(const Dense<const T, 2>& features, const Dense<const T, 2>& curvatures,
+                  const Dense<const T, 1>& weights, double least, const Dense<const T, 1>& mean,
+                  const Dense<const T, 1>& scale, double intercept_scale, const Dense<const T, 2>& of_all,
+                  const Dense<const T, 1>& penalties, const Dense<T, 3>& factors) {
+  ClassBlocksProblem<T> problem;
+  problem.rows = static_cast<Index>(features.shape(0));
+  problem.count = static_cast<Index>(features.shape(1));
+  problem.size = block_size(factors);
+  const std::size_t size = factors.shape(1);
+  if (curvatures.shape(0) != factors.shape(0) || curvatures.shape(1) != features.shape(0) ||
+      weights.shape(0) != features.shape(0) || mean.shape(0) != features.shape(1) ||
+      scale.shape(0) != features.shape(1) || problem.count >= problem.size || of_all.shape(0) != size ||
+      of_all.shape(1) != size || penalties.shape(0) != size)
+    throw std::invalid_argument("arrays of shapes that do not go together");
+  problem.features = features.data();
+  problem.curvatures = curvatures.data();
+  problem.weights = weights.data();
+  problem.least = static_cast<T>(least);
+  problem.mean = mean.data();
+  problem.scale = scale.data();
+  problem.intercept_scale = static_cast<T>(intercept_scale);
+  problem.of_all = of_all.data();
+  problem.penalties = penalties.data();
+  problem.factors = factors.data();
+  nb::gil_scoped_release release;
+  run_class_blocks(problem, static_cast<Index>(factors.shape(0)));
+}
+
+template <class T>
+void solve_blocks(const Dense<T, 3>& factors, const Dense<T, 2>& vectors) {
+  ClassBlocksProblem<T> problem;
+  problem.size = block_size(factors);
+  if (vectors.shape(0) != factors.shape(0) || vectors.shape(1) != factors.shape(1))
+    throw std::invalid_argument("a vector for each block expected");
+  problem.factors = factors.data();
+  nb::gil_scoped_release release;
+  run_solve_blocks(problem, vectors.data(), static_cast<Index>(factors.shape(0)));
+}
+
+// What is written to is never a copy.
+template <class T>
+void bind_blocks(nb::module_& m) {
+  m.def("class_blocks", &class_blocks<T>, nb::arg("features").noconvert(), nb::arg("curvatures").noconvert(),
+        nb::arg("weights").noconvert(), nb::arg("least"), nb::arg("mean").noconvert(), nb::arg("scale").noconvert(),
+        nb::arg("intercept_scale"), nb::arg("of_all").noconvert(), nb::arg("penalties").noconvert(),
+        nb::arg("factors").noconvert());
+  m.def("solve_blocks", &solve_blocks<T>, nb::arg("factors").noconvert(), nb::arg("vectors").noconvert());
+}
+
 // The position of the first label that is neither a class nor ignore_index (-1: none), how many are classes, and the
 // sum of weights[i] * class_weight[label i] over these.
 std::tuple<Index, Index, double> survey(const Vector<Index>& labels, Index classes, Index ignore_index,
@@ -217,6 +279,9 @@ NB_MODULE(_native, m) {
   m.def("softmax", &softmax);
   m.def("bad_distribution", &bad_distribution);
   m.def("survey_labels", &survey);
+  bind_blocks<float>(m);
+  bind_blocks<double>(m);
+  m.attr("block_unit") = kBlockUnit;
   bind_judging(m);
   m.def("get_num_threads", &get_num_threads);
   m.def("set_num_threads", &set_num_threads, nb::arg("threads"));

@@ -208,6 +208,32 @@ constexpr Index rowwise_scratch_elements(Index element_size) {
   return 2 * (64 / element_size * kMostRowwiseClasses + 256);
 }
 
+// What the blocks of a Hessian are made of: see class_blocks.hpp. The block of class k is the sum over rows i of
+// curvatures[k][i] * weights[i] * f f^T for the row's features f, centred and scaled, and one for the intercept; rows
+// below the least curvature count together, by the mean of all rows. Sizes are multiples of `kBlockUnit`, with
+// penalties on what there is beyond the features.
+constexpr Index kBlockUnit = 16;
+
+// So many vectors times themselves are added to a block at once, which is read and written once for all of them.
+constexpr Index kBlockPanel = 4;
+
+constexpr Index class_block_scratch_elements(Index size) { return (size + kBlockPanel) * size; }
+
+template <class T>
+struct ClassBlocksProblem {
+  Index rows = 0, count = 0, size = 0;  // of features, and of a block
+  const T* features = nullptr;          // (rows, count)
+  const T* curvatures = nullptr;        // (classes, rows)
+  const T* weights = nullptr;           // (rows,)
+  T least{0};
+  const T* mean = nullptr;  // (count,)
+  const T* scale = nullptr;
+  T intercept_scale{0};
+  const T* of_all = nullptr;     // (size, size)
+  const T* penalties = nullptr;  // (size,)
+  T* factors = nullptr;          // out: (classes, size, size), upper triangles
+};
+
 template <class T>
 struct Kernels {
   // Rows [begin, end). Returns the first bad distribution met, if any (the rows after it are left out).
@@ -221,6 +247,9 @@ struct Kernels {
   void (*judge)(const JudgingProblem<T>&, Index begin, Index end);
   // The first row that is not a distribution, if any.
   BadDistribution (*check)(const ConstRows& distribution, Index classes, Index begin, Index end, double tolerance);
+  // Classes [begin, end).
+  void (*class_blocks)(const ClassBlocksProblem<T>&, Index begin, Index end, T* scratch);
+  void (*solve_blocks)(const ClassBlocksProblem<T>&, T* vectors, Index begin, Index end);
 };
 
 }  // namespace softmaxloss

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 compiler: str
+block_unit: int
 
 class LossTerms:
     """What the loss and its Hessian product have in common: see LossTerms in native/arguments.hpp."""
@@ -84,6 +85,19 @@ def quick_loss_at(
     mean: bool,
 ) -> bool: ...
 def bad_distribution(distribution: NDArray[Any], tolerance: float) -> tuple[int, float, float] | None: ...
+def class_blocks(
+    features: NDArray[Any],
+    curvatures: NDArray[Any],
+    weights: NDArray[Any],
+    least: float,
+    mean: NDArray[Any],
+    scale: NDArray[Any],
+    intercept_scale: float,
+    of_all: NDArray[Any],
+    penalties: NDArray[Any],
+    factors: NDArray[Any],
+) -> None: ...
+def solve_blocks(factors: NDArray[Any], vectors: NDArray[Any]) -> None: ...
 def survey_labels(
     labels: NDArray[np.int64],
     classes: int,
