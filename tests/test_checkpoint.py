@@ -11,6 +11,7 @@ import scipy.sparse
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
+import softmaxloss.class_blocks
 import softmaxloss.objective
 import softmaxloss.preconditioner
 from softmaxloss.classifier import SoftmaxClassifier
@@ -81,11 +82,14 @@ def test_an_interrupted_fit_ends_at_the_same_bits(kind, calls, newton, tmp_path,
 
 
 @pytest.mark.parametrize("calls", [(4,), (9, 8), (20,)])
-def test_a_fit_that_left_its_preconditioner_ends_at_the_same_bits(calls, tmp_path, monkeypatch):
+@pytest.mark.parametrize("blocks", [False, True])
+def test_a_fit_that_left_its_preconditioner_ends_at_the_same_bits(blocks, calls, tmp_path, monkeypatch):
+    if not blocks:
+        monkeypatch.setattr(softmaxloss.class_blocks, "_MOST_BYTES", 0)
     random = np.random.default_rng(0)
     y = np.arange(2000) % 25
     X = 0.6 * random.standard_normal((25, 60))[y] + random.standard_normal((2000, 60))  # alike in all directions
-    assert not softmaxloss.preconditioner.hessian_rows(2000, 25 * 61)
+    assert not softmaxloss.preconditioner.hessian_rows(2000, 60, 25, 25 * 61)
     whole = classifier().fit(X, y)
     path = tmp_path / "state.npz"
 
@@ -93,7 +97,8 @@ def test_a_fit_that_left_its_preconditioner_ends_at_the_same_bits(calls, tmp_pat
 
     np.testing.assert_array_equal(resumed.coef_, whole.coef_)
     with np.load(path) as file:
-        assert not json.loads(str(file["facts"]))["preconditioned"]
+        facts = json.loads(str(file["facts"]))
+    assert (facts["preconditioner"], facts["preconditioned"]) == ((1, True) if blocks else (0, False))
 
 
 def test_a_resumed_fit_does_only_what_is_left(tmp_path, monkeypatch):

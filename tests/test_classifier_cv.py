@@ -20,6 +20,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from threadpoolctl import threadpool_limits
 
 import softmaxloss.objective
+import softmaxloss.path
 from softmaxloss.classifier import SoftmaxClassifier
 from softmaxloss.classifier_cv import SoftmaxClassifierCV
 
@@ -304,6 +305,14 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"is no checkpoint of SoftmaxClassifierCV \(\w+\): delete the file"):
+        classifier(tmp_path).fit(X, y)
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path, monkeypatch):
+    X, y = problem()
+    classifier(tmp_path).fit(X, y)
+    monkeypatch.setattr(softmaxloss.path, "_FORMAT", 99)
+    with pytest.raises(ValueError, match="another version of softmaxloss: delete it"):
         classifier(tmp_path).fit(X, y)
 
 

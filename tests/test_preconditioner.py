@@ -6,8 +6,9 @@ from learning_problems import objective_of
 from threadpoolctl import threadpool_limits
 
 from softmaxloss import preconditioner
+from softmaxloss.class_blocks import BlockPreconditioner, room_for_blocks
 from softmaxloss.classifier import SoftmaxClassifier
-from softmaxloss.preconditioner import HessianPreconditioner, KroneckerPreconditioner
+from softmaxloss.preconditioner import FeatureSpectrum, HessianPreconditioner, KroneckerPreconditioner
 from softmaxloss.rows import Rows
 
 
@@ -28,6 +29,15 @@ def problem(n_classes, fit_intercept=True, dtype=np.float64):
     options = {**OPTIONS, "n_classes": n_classes, "fit_intercept": fit_intercept}
     objective = objective_of(X, codes, weights, C=0.3, **options)
     return objective, Rows(X, codes, weights / weights.mean())
+
+
+def by_product(objective, rows, variables, x):
+    return KroneckerPreconditioner(objective, rows, variables, x, FeatureSpectrum(objective, rows, variables))
+
+
+def by_blocks(objective, rows, variables, x):
+    spectrum = FeatureSpectrum(objective, rows, variables)
+    return BlockPreconditioner(objective, rows, variables, x, spectrum, room_for_blocks(objective))
 
 
 def hessian(objective, variables, x):
@@ -55,8 +65,10 @@ def test_the_hessian_is_inverted(n_classes):
 
 
 def test_few_products_are_made_of_all_rows_and_often():
-    assert preconditioner.hessian_rows(500, 10) == 500
-    assert preconditioner.hessian_rows(10**6, 10) == 80
+    assert preconditioner.hessian_rows(500, 4, 2, 10) == 500
+    assert preconditioner.hessian_rows(10**6, 4, 2, 10) == 2560  # enough for each
+    assert preconditioner.hessian_rows(10**5, 20, 5, 105) == 10**5 * 20 * 50 // 105**2  # the time of a pass
+    assert preconditioner.hessian_rows(2000, 64, 10, 650) == 0
     objective, rows = problem(3)
     variables, x = objective.centred_and_scaled(), np.zeros(objective.shape).ravel()
     assert HessianPreconditioner(objective, rows, variables, x).is_newton
@@ -70,14 +82,14 @@ def test_the_product_is_exact_where_all_rows_are_equally_unsure(n_classes):
     variables = objective.centred_and_scaled()
     x = np.zeros(objective.shape).ravel()
 
-    precondition = KroneckerPreconditioner(objective, rows, variables, x)
+    precondition = by_product(objective, rows, variables, x)
 
     matrix = hessian(objective, variables, x)
     vector = matrix @ np.random.default_rng(2).standard_normal(len(x))
     np.testing.assert_allclose(matrix @ precondition(vector), vector, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", [HessianPreconditioner, KroneckerPreconditioner])
+@pytest.mark.parametrize("kind", [HessianPreconditioner, by_product, by_blocks])
 @pytest.mark.parametrize("n_classes", [2, 5])
 @pytest.mark.parametrize("fit_intercept", [True, False])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -120,7 +132,7 @@ def test_the_product_helps_where_steps_show_it(n_classes, fit_intercept, dtype):
     objective, rows = problem(n_classes, fit_intercept, dtype)
     x = np.random.default_rng(1).normal(0, 0.3, objective.shape)
     x[:, -1] *= fit_intercept
-    precondition = KroneckerPreconditioner(objective, rows, objective.centred_and_scaled(), x.ravel())
+    precondition = by_product(objective, rows, objective.centred_and_scaled(), x.ravel())
     seen = np.flatnonzero(np.tile([True] * (objective.shape[1] - 1) + [fit_intercept], objective.shape[0]))
     if n_classes > 2:  # whose probabilities' sum is 1: in one direction there is no curvature
         seen = seen[: -objective.shape[1]]
@@ -131,7 +143,35 @@ def test_the_product_helps_where_steps_show_it(n_classes, fit_intercept, dtype):
     for step, gradient in zip(steps, gradients, strict=True):
         if n_classes == 2:
             np.testing.assert_allclose(precondition._squared_length(step), step @ gradient, rtol=1e-3)
-    assert precondition.helps(steps, gradients)
-    assert not precondition.helps(steps, steps)
-    assert not precondition.helps(gradients, [np.full_like(gradient, np.nan) for gradient in gradients])
-    assert precondition.helps([], [])
+    assert precondition.gain(steps, gradients) > np.log(1.2)
+    assert precondition.gain(steps, steps) < 0.0
+    assert precondition.gain(gradients, [np.full_like(gradient, np.nan) for gradient in gradients]) == -np.inf
+    assert precondition.gain([np.zeros_like(step) for step in steps], gradients) == -np.inf
+    assert precondition.gain([], []) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("share", [1.0, 1e-2, 1e-4])
+def test_a_spectrum_serves_smaller_penalties(share, fit_intercept, dtype):
+    objective, rows = problem(4, fit_intercept, dtype)
+    other = objective.with_penalty(share * objective.penalty)
+    variables = other.centred_and_scaled()
+    x = np.random.default_rng(1).normal(0, 0.3, objective.shape).ravel()
+    own = by_product(other, rows, variables, x)
+    spectrum = FeatureSpectrum(objective, rows, objective.centred_and_scaled()).of(other, variables)
+
+    served = KroneckerPreconditioner(other, rows, variables, x, spectrum)
+
+    gradient = np.random.default_rng(2).standard_normal(objective.shape)
+    gradient = (gradient - gradient.mean(axis=0)).ravel()  # all classes together have no curvature
+    np.testing.assert_allclose(served(gradient), own(gradient), rtol=1e-2, atol=1e-2 * np.abs(own(gradient)).max())
+    np.testing.assert_allclose(served._squared_length(gradient), own._squared_length(gradient), rtol=2e-3)
+    np.testing.assert_allclose(spectrum.moments, FeatureSpectrum(other, rows, variables).moments, rtol=1e-4, atol=1e-5)
+
+
+def test_penalties_share_references():
+    penalties = [1.0, 0.5, 2e-4, 5e-5, 1e-7, 0.0]  # the fourth is less than a ten-thousandth of the first
+    expected = {1.0: 1.0, 0.5: 1.0, 2e-4: 1.0, 5e-5: 5e-5, 1e-7: 5e-5, 0.0: 0.0}
+    assert preconditioner.reference_penalties(penalties) == expected
+    assert preconditioner.reference_penalties(penalties[::-1]) == expected

@@ -270,46 +270,86 @@ def test_progress_on_a_closed_stderr_is_off(monkeypatch):
 
 
 class Doubtful:
-    """A preconditioner that helps for a while."""
+    """Makes a preconditioner at a point, which helps as much as the next of the gains says, and is used only if so."""
 
-    def __init__(self, times):
-        self.times, self.made = times, []
+    def __init__(self, *gains):
+        self.gains, self.made = gains, []
 
     def __call__(self, x):
         self.made.append(x)
-        return self.At(len(self.made) <= self.times)
+        return self.At(self.gains[min(len(self.made), len(self.gains)) - 1])
 
     class At:
         is_newton = False
 
-        def __init__(self, helps):
-            self._helps = helps
+        def __init__(self, gain):
+            self._gain = gain
 
         def __call__(self, gradient):
-            assert self._helps
+            assert self._gain > np.log(1.2)
             return gradient.copy()
 
-        def helps(self, steps, changes):
-            assert len(steps) == len(changes) > 0
-            return self._helps
+        def gain(self, steps, changes):
+            assert 0 < len(steps) == len(changes) <= 3
+            return self._gain
 
 
-@pytest.mark.parametrize("times", [1, 2, 100])
-def test_a_preconditioner_that_does_not_help_is_left(times):
-    preconditioner, states = Doubtful(times), []
+def states_of(*makers, **options):
+    """Return which preconditioner was used after each iteration, and the points where it was made."""
+    states = []
     solution = minimize(
         Quadratic(np.geomspace(1e-4, 1, 40)),
         np.zeros(40),
         tol=1e-9,
         max_iter=500,
-        preconditioner=preconditioner,
-        on_state=lambda state: states.append((state.preconditioned, state.renewed_at)),
+        preconditioners=makers,
+        on_state=lambda state: states.append(
+            (state.preconditioner if state.preconditioned else None, state.renewed_at)
+        ),
+        **options,
     )
     assert solution.converged
-    assert solution.n_iter > 16
-    assert len(preconditioner.made) == min(times + 1, 3 + solution.n_iter // 40)
-    assert states[-1][0] == (times == 100)
-    np.testing.assert_array_equal(states[-1][1], preconditioner.made[-1])
+    assert solution.n_iter > 30
+    return states
+
+
+@pytest.mark.parametrize("gain", [0.0, np.log(1.2), -np.inf])
+def test_a_preconditioner_is_used_while_it_helps(gain):
+    """It is made anew after iterations 4, 8, 16 and 28."""
+    maker = Doubtful(1.0, 0.2, gain, 0.2, gain)
+
+    states = states_of(maker)
+
+    used = [state[0] for state in states]
+    assert used[:30] == [0] * 7 + [None] * 8 + [0] * 12 + [None] * 3
+    np.testing.assert_array_equal(states[-1][1], maker.made[-1])
+
+
+def test_of_several_preconditioners_the_one_that_helps_most_is_used():
+    """The second is not considered before the eighth iteration."""
+    first, second = Doubtful(1.0, 0.5, 0.5, 0.5, 0.5), Doubtful(0.4, 0.6, 0.7)
+
+    used = [state[0] for state in states_of(first, second)]
+
+    assert used[:30] == [0] * 15 + [1] * 15
+    assert len(first.made) == len(second.made) + 2
+
+
+def test_any_preconditioner_may_be_the_first_one():
+    """Then it is among those that are considered from the beginning."""
+    first, second = Doubtful(0.5, 0.5, 0.7), Doubtful(1.0, 0.6, 0.6)
+
+    used = [state[0] for state in states_of(first, second, first=1)]
+
+    assert used[:16] == [1] * 15 + [0]
+
+
+def test_no_preconditioner_is_made_where_the_start_is_a_solution():
+    maker = Doubtful(1.0)
+    quadratic = Quadratic(np.ones(3))
+    solution = minimize(quadratic, quadratic.target, tol=1e-9, max_iter=10, preconditioners=[maker])
+    assert solution.converged
+    assert not maker.made
 
 
 class Newton:
@@ -323,8 +363,8 @@ class Newton:
     def __call__(self, gradient):
         return self.inverse * gradient
 
-    def helps(self, steps, changes):
-        return True
+    def gain(self, steps, changes):
+        return np.inf
 
 
 TARGET = np.linspace(-1.2, 1.2, 50)
@@ -338,7 +378,7 @@ def test_newton_steps_are_as_few_as_they_are_known_to_be():
         np.zeros(50),
         tol=1e-12,
         max_iter=50,
-        preconditioner=Newton,
+        preconditioners=[Newton],
         on_state=lambda state: remembered.append(len(state.steps)),
     )
     assert solution.converged

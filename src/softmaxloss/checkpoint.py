@@ -13,7 +13,7 @@ from softmaxloss.line_search import Point
 from softmaxloss.solver import State
 
 _EVERY = 5  # iterations between two writes
-_FORMAT = 2
+_FORMAT = 3
 
 _POINTS = ("current", "lowest")
 _VECTORS = ("u", "x", "gradient")
@@ -57,7 +57,7 @@ class Checkpoint:
         if len(state.values) % _EVERY:
             return
         facts: dict[str, Any] = {"format": _FORMAT, "identity": self.identity, "found_at": state.found_at}
-        facts |= {"preconditioned": state.preconditioned, "length": state.length}
+        facts |= {name: getattr(state, name) for name in ("preconditioner", "preconditioned", "length")}
         arrays: dict[str, Any] = {
             "steps": np.array(state.steps).reshape(len(state.steps), -1),
             "changes": np.array(state.changes).reshape(len(state.changes), -1),
@@ -98,6 +98,7 @@ def _state(facts: dict[str, Any], arrays: dict[str, Any]) -> State:
         progress=progress,
         renewed_at=arrays["renewed_at"],
         found_at=facts["found_at"],
+        preconditioner=facts["preconditioner"],
         preconditioned=facts["preconditioned"],
         length=facts["length"],
         steps=list(arrays["steps"]),

@@ -15,12 +15,14 @@ from softmaxloss.checkpoint import Checkpoint, CheckpointError
 from softmaxloss.data.files import replacing
 from softmaxloss.objective import Objective
 from softmaxloss.solver import Iteration, Solution
-from softmaxloss.training import solve
+from softmaxloss.training import Preconditioning, solve
 
 Vector = npt.NDArray[np.float64]
 
 # How far beyond the last two minima the next is looked for, in multiples of the way between them.
 _FARTHEST = 2.0
+
+_FORMAT = 2  # of the file of solutions
 
 
 def solve_path(
@@ -36,8 +38,8 @@ def solve_path(
     """Minimise the objective for each of the penalties, best in descending order, and return the solutions.
 
     The first is sought from `start`, or as `solve` does without one; each further one where the straight line through
-    the two minima before it, as a function of the penalty's logarithm, has got to. In the space of the rows, see
-    `row_space`, each is sought from 0.
+    the two minima before it, as a function of the penalty's logarithm, has got to, with the preconditioner that served
+    last. In the space of the rows, see `row_space`, each is sought from 0.
 
     Parameters
     ----------
@@ -58,6 +60,7 @@ def solve_path(
         One for each penalty. With a checkpoint they are, to the bit, those of a path that was never interrupted.
     """
     objective.centred_and_scaled()  # before it is copied: the moments are not computed again
+    preconditioning = Preconditioning(objective, penalties)
     solutions = [] if checkpoint is None else checkpoint.load()
     for penalty in penalties[len(solutions) :]:
         number, here = len(solutions), objective.with_penalty(penalty)
@@ -71,6 +74,8 @@ def solve_path(
             max_iter=max_iter,
             on_iteration=on_iteration,
             checkpoint=None if checkpoint is None else checkpoint.of_fit(number),
+            preconditioning=preconditioning,
+            first=solutions[-1].preconditioner if solutions else 0,
         )
         solutions.append(solution)
         if checkpoint is not None:
@@ -125,13 +130,15 @@ class PathCheckpoint:
         try:
             with self.path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 facts = json.loads(str(file["facts"]))
-                points = file["points"]
+                points, version = file["points"], int(file["format"])
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise CheckpointError(
                 f"{self.path} is no checkpoint of SoftmaxClassifierCV ({type(error).__name__}): delete the file"
             ) from None
+        if version != _FORMAT:
+            raise CheckpointError(f"{self.path} was written by another version of softmaxloss: delete it")
         return [Solution(x=x, **rest) for x, rest in zip(points, facts, strict=True)]
 
     def save(self, solutions: list[Solution]) -> None:
@@ -140,6 +147,6 @@ class PathCheckpoint:
         facts = [{name: value for name, value in vars(solution).items() if name != "x"} for solution in solutions]
         points = np.array([solution.x for solution in solutions])
         with replacing(self.path) as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, points=points, facts=np.array(json.dumps(facts)))
+            np.savez(file, allow_pickle=False, points=points, facts=np.array(json.dumps(facts)), format=_FORMAT)
         for number in range(len(solutions)):  # of the last, or of an earlier one if the process ended right here
             self.of_fit(number).path.unlink(missing_ok=True)

@@ -1,6 +1,8 @@
 """Approximate inverses of the Hessian of SoftmaxClassifier's objective, from some of the rows."""
 
 import contextlib
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,37 +19,52 @@ Vector = npt.NDArray[np.float64]
 # The two matrices take memory and time as the square and the cube of the features and the classes.
 _MOST_FEATURES, _MOST_SPARSE_FEATURES = 1024, 256
 _MOST_CLASSES = 2048
-_ROWS_PER_FEATURE = 8
 
-# The Hessian by all the parameters is worth less time than this takes; where it takes no longer than a few of the
-# objective's values, it is made of all rows, and often. Rows are taken so many numbers at a time.
+# Second moments of the features are taken from so many rows for each at least; of more, up to the second number, where
+# that takes no longer than this share of a pass. A pass takes as long as this many products for each feature, beside
+# those of the classes: the features are read from memory twice.
+_ROWS_PER_FEATURE, _MOST_ROWS_PER_FEATURE = 8, 32
+_SHARE_OF_PASS = 0.25
+_PRODUCTS_OF_READING = 40
+
+# One spectrum serves penalties down to this share of its own: below it rounding would be left of what the penalty says.
+_LEAST_PENALTY = 1e-4
+
+# The Hessian by all the parameters is worth the time of a pass, and no more than this takes; where it takes no longer
+# than a few calls of the objective, it is made of all rows, and often. Rows are taken so many numbers at a time.
 _MOST_HESSIAN_PRODUCTS = 4 * 10**9
+_MOST_ROWS_PER_PARAMETER = 256
 _FEW_HESSIAN_PRODUCTS = 2 * 10**7
 _CHUNK = 1 << 20
 
 # Of the Hessian in variables where it is about one: directions that the loss does not see have none.
 _LEAST_EIGENVALUE = 1e-8
 
-# A preconditioner is worth it if its metric makes the cosines between steps and the gradient's changes larger by this
-# factor; so many steps are looked at.
-_NEARER, _STEPS_SEEN = 1.2, 10
-
 # What is added to the diagonals, relative to them, where features repeat each other or no row has any doubt left.
 _LEAST_CURVATURE = 1e-6
 
 
-def kronecker_rows(n_features: int, n_classes: int, *, is_sparse: bool) -> int:
+def pass_products(n_rows: int, n_features: int, n_classes: int) -> int:
+    """Return how many products and sums take as long as a value of the objective with its gradient."""
+    return n_rows * n_features * (2 * n_classes + _PRODUCTS_OF_READING)
+
+
+def kronecker_rows(n_rows: int, n_features: int, n_classes: int, *, is_sparse: bool) -> int:
     """Return how many rows tell enough of the features' second moments; 0 where the matrices take too much time."""
     most = _MOST_SPARSE_FEATURES if is_sparse else _MOST_FEATURES
-    return _ROWS_PER_FEATURE * n_features if n_features <= most and n_classes <= _MOST_CLASSES else 0
+    if n_features > most or n_classes > _MOST_CLASSES:
+        return 0
+    affordable = int(_SHARE_OF_PASS * pass_products(n_rows, n_features, n_classes)) // (n_features**2 // 2 + 1)
+    return min(max(affordable, _ROWS_PER_FEATURE * n_features), _MOST_ROWS_PER_FEATURE * n_features)
 
 
-def hessian_rows(n_rows: int, n_parameters: int) -> int:
+def hessian_rows(n_rows: int, n_features: int, n_classes: int, n_parameters: int) -> int:
     """Return how many rows make a Hessian by all the parameters that is worth its time; 0 where none do."""
     if _is_quick(n_rows, n_parameters):
         return n_rows
-    rows = min(n_rows, _ROWS_PER_FEATURE * n_parameters)
-    return rows if rows * n_parameters**2 <= _MOST_HESSIAN_PRODUCTS else 0
+    affordable = min(pass_products(n_rows, n_features, n_classes), _MOST_HESSIAN_PRODUCTS) // n_parameters**2
+    rows = min(n_rows, affordable, _MOST_ROWS_PER_PARAMETER * n_parameters)
+    return rows if rows >= min(n_rows, _ROWS_PER_FEATURE * n_parameters) else 0
 
 
 def _is_quick(n_rows: int, n_parameters: int) -> bool:
@@ -97,9 +114,9 @@ class HessianPreconditioner:
         direction: Vector = scipy.linalg.lapack.dpotrs(self._factor, gradient, lower=1)[0]
         return direction
 
-    def helps(self, steps: list[Vector], changes: list[Vector]) -> bool:
-        """Return True: it is the Hessian's."""
-        return True
+    def gain(self, steps: list[Vector], changes: list[Vector]) -> float:
+        """Return infinity: it is the Hessian's."""
+        return np.inf
 
 
 class KroneckerPreconditioner:
@@ -128,7 +145,7 @@ class KroneckerPreconditioner:
         rows: Rows,
         variables: CentredAndScaled,
         x: Vector,
-        spectrum: "FeatureSpectrum | None" = None,
+        spectrum: "FeatureSpectrum",
     ) -> None:
         coef, intercept = objective.layer(x)
         X = rows.dense
@@ -137,7 +154,7 @@ class KroneckerPreconditioner:
         by_class = np.diag(weights @ probabilities) - (probabilities.T * weights) @ probabilities
         curvatures, self._classes = np.linalg.eigh(by_class[objective.first :, objective.first :])
         curvatures = np.maximum(curvatures, 0.0) + _LEAST_CURVATURE / objective.shape[0]
-        self._spectrum = spectrum or FeatureSpectrum(objective, rows, variables)
+        self._spectrum = spectrum
         self._by_coef = self._spectrum.inverse(curvatures)
         self._by_intercept = 1.0 / (curvatures * variables.intercept_scale**2) if objective.fit_intercept else 0.0
         self._dtype = X.dtype
@@ -153,17 +170,9 @@ class KroneckerPreconditioner:
         direction: Vector = (self._classes @ np.column_stack([coef, intercept])).astype(np.float64).ravel()
         return direction
 
-    def helps(self, steps: list[Vector], changes: list[Vector]) -> bool:
-        """Tell whether steps are nearer to the gradient's changes in its metric than in that of the variables.
-
-        The cosine between a step s and a change y is ``s.y / sqrt(s.P^-1 s * y.P y)`` in the metric of this map P, 1
-        where it is the inverse Hessian; the identity's is ``s.y / sqrt(s.s * y.y)``.
-        """
-        gains = [
-            0.5 * np.log((step @ step) * (change @ change) / (self._squared_length(step) * (change @ self(change))))
-            for step, change in zip(steps[-_STEPS_SEEN:], changes[-_STEPS_SEEN:], strict=True)
-        ]
-        return not gains or bool(np.mean(gains) > np.log(_NEARER))
+    def gain(self, steps: list[Vector], changes: list[Vector]) -> float:
+        """See `metric_gain`."""
+        return metric_gain(self, self._squared_length, steps, changes)
 
     def _squared_length(self, step: Vector) -> float:
         """Return the product of a step with its inverse image."""
@@ -173,32 +182,84 @@ class KroneckerPreconditioner:
         return float(of_coef.sum(dtype=np.float64) + np.sum(of_intercept, dtype=np.float64))
 
 
+def metric_gain(
+    precondition: Callable[[Vector], Vector],
+    squared_length: Callable[[Vector], float],
+    steps: list[Vector],
+    changes: list[Vector],
+) -> float:
+    """Return how much nearer steps are to the gradient's changes in a preconditioner's metric than in the variables'.
+
+    The cosine between a step s and a change y is ``s.y / sqrt(s.P^-1 s * y.P y)`` in the metric of the map P, 1 where
+    it is the inverse Hessian; the identity's is ``s.y / sqrt(s.s * y.y)``. Returned is the mean logarithm of their
+    ratio: 0 for no steps, minus infinity where it is no number.
+    """
+    with np.errstate(all="ignore"):
+        gains = [
+            0.5 * np.log((step @ step) * (change @ change) / (squared_length(step) * (change @ precondition(change))))
+            for step, change in zip(steps, changes, strict=True)
+        ]
+    gain = float(np.mean(gains)) if gains else 0.0
+    return gain if np.isfinite(gain) else -np.inf
+
+
 class FeatureSpectrum:
     """The second moments F of the features, centred and scaled, and the penalty R on them, made diagonal together.
 
     The generalised eigenproblem of F with respect to ``A = m F + R``, for a typical curvature m of the classes, gives
-    V with ``V.T A V = 1`` and ``V.T F V = diag(t)``, so ``(s F + R)^-1 = V diag(1 / (1 + (s - m) t)) V.T`` for every s.
+    V with ``V.T A V = 1`` and ``V.T F V = diag(t)``. So ``V.T R V = 1 - m diag(t)``, and for every s and multiple r of
+    the penalty ``(s F + r R)^-1 = V diag(1 / (s t + r (1 - m t))) V.T``.
 
     Attributes
     ----------
+    moments : ndarray of shape (features, features)
+        F.
     vectors, dual : ndarray of shape (features, features)
         V, and the transpose of its inverse.
     """
 
     def __init__(self, objective: Objective, rows: Rows, variables: CentredAndScaled) -> None:
         X = rows.dense
-        weights = (rows.weights / rows.weights.sum()).astype(X.dtype)
+        roots = np.sqrt(rows.weights / rows.weights.sum()).astype(X.dtype)
         features = (X - variables.mean.astype(X.dtype)) * variables.scale.astype(X.dtype)
-        by_feature = (features.T * weights) @ features
-        penalties = objective.penalty * np.square(variables.scale).astype(X.dtype)
-        self._typical = (1.0 - 1.0 / objective.n_classes) / objective.n_classes  # that at 0
-        full = X.dtype.type(self._typical) * by_feature + np.diag(penalties)
-        self._shares, self.vectors, self.dual = _eigen(by_feature, full)
+        features *= roots[:, np.newaxis]
+        self.moments = features.T @ features
+        self._penalty, self._scale = objective.penalty, variables.scale
+        penalties = (objective.penalty * np.square(variables.scale)).astype(X.dtype)
+        typical = (1.0 - 1.0 / objective.n_classes) / objective.n_classes  # that at 0
+        full = X.dtype.type(typical) * self.moments + np.diag(penalties)
+        self._shares, self.vectors, self.dual = _eigen(self.moments, full)
+        self._of_penalty = 1.0 - typical * self._shares
+
+    def of(self, objective: Objective, variables: CentredAndScaled) -> "FeatureSpectrum":
+        """Return that of the same rows with another penalty, and the variables that go with it."""
+        other = copy.copy(self)
+        ratio = np.divide(variables.scale, self._scale, out=np.zeros_like(self._scale), where=self._scale > 0)
+        inverse = np.divide(self._scale, variables.scale, out=np.zeros_like(ratio), where=variables.scale > 0)
+        dtype = self.vectors.dtype
+        ratio, inverse = ratio.astype(dtype), inverse.astype(dtype)
+        other.moments = self.moments * np.outer(ratio, ratio)
+        other.vectors, other.dual = self.vectors * inverse[:, np.newaxis], self.dual * ratio[:, np.newaxis]
+        if self._penalty > 0:
+            other._of_penalty = self._of_penalty * (objective.penalty / self._penalty)
+        other._penalty, other._scale = objective.penalty, variables.scale
+        return other
 
     def inverse(self, curvatures: Array) -> Array:
         """Return the diagonals, a row for each curvature s, between V and V.T in the inverse of s F + R."""
-        of_both = 1.0 + np.outer(curvatures - self._typical, self._shares)
+        of_both = np.outer(curvatures, self._shares) + self._of_penalty
         return (1.0 / np.maximum(of_both, _LEAST_CURVATURE)).astype(self.vectors.dtype)
+
+
+def reference_penalties(penalties: Sequence[float]) -> dict[float, float]:
+    """Return, for each penalty, the one whose spectrum serves it: one spectrum for as many as rounding allows."""
+    references: dict[float, float] = {}
+    reference = np.inf
+    for penalty in sorted(penalties, reverse=True):
+        if not _LEAST_PENALTY * reference <= penalty:
+            reference = penalty
+        references[penalty] = reference
+    return references
 
 
 def _eigen(by_feature: Array, full: Array) -> tuple[Array, Array, Array]:

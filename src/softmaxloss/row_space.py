@@ -18,7 +18,7 @@ References
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +27,11 @@ from scipy.sparse import csr_array
 from softmaxloss.line_search import Point
 from softmaxloss.loss import softmax_cross_entropy_and_grad
 from softmaxloss.objective import CentredAndScaled, Objective
-from softmaxloss.rows import LocalRows, LoneThreads
+from softmaxloss.rows import LocalRows, LoneThreads, in_threads
 from softmaxloss.runtime import get_num_threads
 
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
-_T = TypeVar("_T")
 
 # From so many features for each row it is the rows that are few; fewer features than these are as quick by themselves.
 _FEATURES_PER_ROW, _FEWEST_FEATURES = 2, 1000
@@ -163,7 +162,7 @@ class RowSpace:
         def fill(part: _Part) -> None:
             product[part.where] = part.matrix @ self._by_feature - shift
 
-        _in_threads(fill, self._rows, self._threads())
+        in_threads(fill, self._rows, self._threads())
         return product, norm
 
     def _combine(self, combination: Array, by_intercept: Vector) -> tuple[Array, float]:
@@ -182,7 +181,7 @@ class RowSpace:
             found /= self._square
             return mean[:, 0] @ found, norm
 
-        shifts, norms = zip(*_in_threads(fill, self._features, self._threads()), strict=True)
+        shifts, norms = zip(*in_threads(fill, self._features, self._threads()), strict=True)
         of_intercept = _largest(by_intercept) * max(1.0, self._intercept_scale)
         return np.sum(shifts, axis=0), float(np.max([*norms, of_intercept]))  # NaN if one is
 
@@ -214,9 +213,9 @@ class _Step(NamedTuple):
         """Return False: it is near to the Hessian's only."""
         return False
 
-    def helps(self, steps: list[Vector], changes: list[Vector]) -> bool:
-        """Return True: gradients are no steps without it."""
-        return True
+    def gain(self, steps: list[Vector], changes: list[Vector]) -> float:
+        """Return infinity: gradients are no steps without it."""
+        return np.inf
 
 
 def _largest(array: Array) -> float:
@@ -232,11 +231,3 @@ def _parts(matrix: Any, columns: int) -> Iterator[_Part]:
         inside = slice(stored[start], stored[stop])
         part = (matrix.data[inside], matrix.indices[inside], stored[start : stop + 1] - stored[start])
         yield _Part(slice(start, stop), csr_array(part, shape=(stop - start, matrix.shape[1])))
-
-
-def _in_threads(function: Callable[[_Part], _T], parts: list[_Part], threads: int) -> list[_T]:
-    """Return what a function makes of each part, in order."""
-    if threads == 1:
-        return [function(part) for part in parts]
-    with LoneThreads(threads) as pool:
-        return list(pool.map(function, parts))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ from softmaxloss.runtime import get_num_threads
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
 Sums = tuple[Any, ...]
+_Item = TypeVar("_Item")
+_T = TypeVar("_T")
 
 # Rows are taken in blocks, so that the loss finds the logits in a cache, and the second product the features where
 # they are not many. Fewer rows make poor matrix products (measured).
@@ -119,7 +121,7 @@ class LocalRows:
     def use_threads(self) -> bool:
         """Whether there is enough to multiply for several threads."""
         stored: int = self.rows.X.nnz if self.is_sparse else self.n_rows * self.n_features
-        return stored >= _WORTH_THREADS
+        return worth_threads(stored)
 
     def part(self, chosen: npt.NDArray[np.intp]) -> tuple["LocalRows", float]:
         """Return the rows of these numbers, with weights whose mean is 1 again, and what they weigh here together."""
@@ -173,6 +175,19 @@ class LoneThreads(ThreadPoolExecutor):
     def _begin(self) -> None:
         self._here.is_lone = True
         _native.work_alone()
+
+
+def worth_threads(numbers: int) -> bool:
+    """Tell whether there is enough to multiply for several threads: so many numbers, each with several others."""
+    return numbers >= _WORTH_THREADS
+
+
+def in_threads(function: Callable[[_Item], _T], items: list[_Item], threads: int) -> list[_T]:
+    """Return what a function makes of each item, in order."""
+    if threads == 1:
+        return [function(item) for item in items]
+    with LoneThreads(threads) as pool:
+        return list(pool.map(function, items))
 
 
 class _Blas:

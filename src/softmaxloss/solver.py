@@ -1,6 +1,7 @@
 """Minimise a smooth convex function of a vector by preconditioned L-BFGS: the optimiser of SoftmaxClassifier."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,12 +22,17 @@ _FEWEST_STEPS = 4
 _STEPS_BYTES = 1 << 28
 
 # The curvature changes with the point, most at first: the preconditioner is made anew after these iterations, and then
-# after every so many.
-_RENEWALS = (5, 15)
+# after every so many. The dearer ones are worth their time to long minimisations: from this iteration on.
+_RENEWALS = (4, 8, 16, 28)
 _RENEWED_EVERY = 40
+_LONG = 8
 
 # The Hessian itself is made anew more often, where that takes no longer than a few values.
 _NEWTON_RENEWALS = (1, 4, 8, 13)
+
+# A preconditioner is worth it if its metric makes the cosines between steps and the gradient's changes larger by this
+# factor; so many of the last steps are looked at, which tell of the curvature as it is now.
+_NEARER, _STEPS_SEEN = 1.2, 3
 
 # After so many iterations without a new lowest gradient, or a value lower by this share of the first, rounding has the
 # last word. Ill-conditioned functions need some dozens between two lows.
@@ -57,8 +63,12 @@ class Preconditioner(Protocol):
     def __call__(self, gradient: Vector) -> Vector:
         """Return the map of a gradient: a step."""
 
-    def helps(self, steps: list[Vector], changes: list[Vector]) -> bool:
-        """Tell whether it has shown to be worth it: these steps changed the gradient so."""
+    def gain(self, steps: list[Vector], changes: list[Vector]) -> float:
+        """Return how much it helps, where these steps changed the gradient so.
+
+        That is the logarithm of how much larger the cosines between them are in its metric than in that of u: see
+        `softmaxloss.preconditioner.metric_gain`.
+        """
 
 
 class OriginalVariables:
@@ -93,6 +103,7 @@ class Solution:
 
     `gradient_norm` is the larger of two: the largest derivative there, in magnitude, with respect to the original
     variables x, and the one with respect to the scaled variables u. `converged` says whether it is within `tol`.
+    `preconditioner` is the number of the one that helped last, or was used at the start.
     """
 
     x: Vector
@@ -101,6 +112,7 @@ class Solution:
     n_iter: int
     converged: bool
     values: list[float]
+    preconditioner: int
 
 
 @dataclass
@@ -109,8 +121,9 @@ class State:
 
     `steps` and `changes` are the last steps in u and what they did to the gradient, `lowest` is the point of the
     lowest gradient so far, `lowest_value` the lowest value, by `progress` at least below others, and `found_at` the
-    iteration of the later of the two. `renewed_at` is where the preconditioner was made, and `preconditioned` says
-    whether it is still used. `length` is the last step's, in multiples of its direction.
+    iteration of the later of the two. `renewed_at` is where the preconditioner was made, `preconditioner` which of them
+    it is, or was last, and `preconditioned` says whether it helps. `length` is the last step's, in multiples of its
+    direction.
     """
 
     current: Point
@@ -119,6 +132,7 @@ class State:
     progress: float
     renewed_at: Vector
     found_at: int = 0
+    preconditioner: int = 0
     preconditioned: bool = True
     length: float = 1.0
     steps: list[Vector] = field(default_factory=list)
@@ -133,7 +147,8 @@ def minimize(
     tol: float,
     max_iter: int,
     variables: Variables | None = None,
-    preconditioner: Callable[[Vector], Preconditioner] | None = None,
+    preconditioners: Sequence[Callable[[Vector], Preconditioner]] = (),
+    first: int = 0,
     on_iteration: Callable[[Iteration], None] | None = None,
     state: State | None = None,
     on_state: Callable[[State], None] | None = None,
@@ -158,9 +173,11 @@ def minimize(
         The most iterations; an iteration calls `value_and_gradient` once, now and then more often.
     variables : Variables, optional
         A linear change of variables in which the function is better scaled; without it u is x.
-    preconditioner : callable, optional
-        x to a `Preconditioner` there. Asked for at the start and now and then later, until one does not help; without
-        it the identity.
+    preconditioners : sequence of callable, optional
+        Each takes x to a `Preconditioner` there, the quickest to be made first. Now and then all are made anew, and the
+        one that helps most is used from there on. Where none helps, or none is given, it is the identity.
+    first : int, optional
+        Which of them is used at the start.
     on_iteration : callable, optional
         Called with an `Iteration` after each one. An exception that it raises ends the minimisation.
     state : State, optional
@@ -216,7 +233,8 @@ def minimize(
         change.from_original(np.array(x0, dtype=np.float64)),
         tol=tol,
         max_iter=max_iter,
-        preconditioner=preconditioner,
+        preconditioners=preconditioners,
+        first=first,
         on_iteration=on_iteration,
         state=state,
         on_state=on_state,
@@ -229,7 +247,8 @@ def descend(
     *,
     tol: float,
     max_iter: int,
-    preconditioner: Callable[[Vector], Preconditioner] | None = None,
+    preconditioners: Sequence[Callable[[Vector], Preconditioner]] = (),
+    first: int = 0,
     on_iteration: Callable[[Iteration], None] | None = None,
     state: State | None = None,
     on_state: Callable[[State], None] | None = None,
@@ -238,9 +257,10 @@ def descend(
 
     All that is asked of u and the gradient is that ``gradient @ step`` is the function's derivative along the step.
     """
-    descent = _Descent(point, preconditioner)
-    state = state or descent.start_at(u0)
-    descent.precondition_as(state)
+    descent = _Descent(point, preconditioners)
+    state = state or descent.start_at(u0, first)
+    if not _is_finished(state, tol, max_iter):
+        descent.precondition_as(state)
     while not _is_finished(state, tol, max_iter) and descent.iterate(state):
         number, current = len(state.values), state.current
         if descent.is_due(number):
@@ -259,6 +279,7 @@ def descend(
         n_iter=len(state.values),
         converged=best.gradient_norm <= tol,
         values=state.values,
+        preconditioner=state.preconditioner,
     )
 
 
@@ -272,14 +293,14 @@ class _Descent:
     """The function, and how a step is made."""
 
     def __init__(
-        self, evaluate: Callable[[Vector], Point], preconditioner: Callable[[Vector], Preconditioner] | None
+        self, evaluate: Callable[[Vector], Point], preconditioners: Sequence[Callable[[Vector], Preconditioner]]
     ) -> None:
         self.evaluate = evaluate
-        self.preconditioner = preconditioner
+        self.preconditioners = preconditioners
         self.precondition: Map = np.copy
         self.renewals: tuple[int, ...] = _RENEWALS
 
-    def start_at(self, u0: Vector) -> State:
+    def start_at(self, u0: Vector, first: int) -> State:
         """Return the state before the first iteration."""
         point = self.evaluate(u0)
         if not np.isfinite(point.value + point.gradient_norm):
@@ -287,12 +308,12 @@ class _Descent:
                 f"the function must be finite where the minimisation starts: its value there is "
                 f"{point.value}, its largest derivative {point.gradient_norm}; rescale the problem"
             )
-        return State(point, point, point.value, _PROGRESS * abs(point.value), point.x)
+        return State(point, point, point.value, _PROGRESS * abs(point.value), point.x, preconditioner=first)
 
     def precondition_as(self, state: State) -> None:
         """Make the preconditioner that the state was left with."""
-        if self.preconditioner is not None and state.preconditioned:
-            made = self.preconditioner(state.renewed_at)
+        if self.preconditioners and state.preconditioned:
+            made = self.preconditioners[state.preconditioner](state.renewed_at)
             self.precondition = made
             self.renewals = _NEWTON_RENEWALS if made.is_newton else _RENEWALS
 
@@ -301,16 +322,31 @@ class _Descent:
         return number in self.renewals or number % _RENEWED_EVERY == 0
 
     def renew_preconditioner(self, state: State) -> None:
-        """Make it anew at the current point; where the last steps tell that it does not help, do without."""
-        if self.preconditioner is None or not state.preconditioned:
+        """Make them anew at the current point, and use the one that the last steps tell to help most, if any does."""
+        if not self.preconditioners:
             return
         state.renewed_at = state.current.x
-        made = self.preconditioner(state.renewed_at)
-        state.preconditioned = made.helps(state.steps, state.changes)
-        self.precondition = made if state.preconditioned else np.copy
-        if made.is_newton:
+        numbers = {0, state.preconditioner}
+        if not state.steps:  # nothing tells which is best
+            numbers = {state.preconditioner}
+        elif len(state.values) >= _LONG:
+            numbers = set(range(len(self.preconditioners)))
+        made = {number: self.preconditioners[number](state.renewed_at) for number in sorted(numbers)}
+        gains = {number: self._gain(state, each) for number, each in made.items()}
+        best = max(made, key=lambda number: gains[number])
+        state.preconditioned = gains[best] > math.log(_NEARER)
+        if state.preconditioned:
+            state.preconditioner = best
+        self.precondition = made[best] if state.preconditioned else np.copy
+        if made[best].is_newton:
             state.steps.clear()
             state.changes.clear()
+
+    @staticmethod
+    def _gain(state: State, preconditioner: Preconditioner) -> float:
+        """Return what the last steps tell of it: that it may help, where there are none."""
+        steps, changes = state.steps[-_STEPS_SEEN:], state.changes[-_STEPS_SEEN:]
+        return float(preconditioner.gain(steps, changes)) if steps else np.inf
 
     def iterate(self, state: State) -> bool:
         """Move to the next point; False, and nothing is changed, where no step leads further down."""

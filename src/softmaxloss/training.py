@@ -1,13 +1,16 @@
 """How SoftmaxClassifier's objective is minimised: in which variables, and how it is preconditioned."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from softmaxloss import row_space
 from softmaxloss.checkpoint import Checkpoint
+from softmaxloss.class_blocks import BlockPreconditioner, block_rows, room_for_blocks
 from softmaxloss.objective import CentredAndScaled, Objective
 from softmaxloss.preconditioner import (
     FeatureSpectrum,
@@ -15,12 +18,77 @@ from softmaxloss.preconditioner import (
     KroneckerPreconditioner,
     hessian_rows,
     kronecker_rows,
+    reference_penalties,
 )
 from softmaxloss.row_space import RowSpace
-from softmaxloss.rows import blas
+from softmaxloss.rows import Rows, blas
 from softmaxloss.solver import Iteration, Preconditioner, Solution, State, descend, minimize
 
 Vector = npt.NDArray[np.float64]
+Maker = Callable[[Vector], Preconditioner]
+
+
+class Preconditioning:
+    """What preconditioners of an objective need, for all the penalties that it is to be minimised with.
+
+    Rows are sampled once for each kind, and the features' spectrum is computed for few of the penalties: see
+    `FeatureSpectrum`. Blocks have the memory of those before: only the last made are of use.
+
+    Parameters
+    ----------
+    objective : Objective
+        Its own penalty does not matter.
+    penalties : sequence of float
+        All of them: what is computed for one depends on the others, to rounding.
+    """
+
+    def __init__(self, objective: Objective, penalties: Sequence[float]) -> None:
+        self._objective = objective
+        self._references = reference_penalties(penalties)
+        self._spectra: dict[float, FeatureSpectrum] = {}
+        source, n_classes = objective.source, objective.n_classes
+        size = source.n_rows, source.n_features, n_classes
+        self._of_hessian = hessian_rows(*size, objective.shape[0] * objective.shape[1])
+        self._of_product = kronecker_rows(*size, is_sparse=source.is_sparse)
+        self._of_blocks = block_rows(*size, itemsize=source.dtype.itemsize, is_sparse=source.is_sparse)
+
+    def makers(self, objective: Objective, variables: CentredAndScaled) -> list[Maker]:
+        """Return what makes preconditioners at a point, with one of the penalties; none where they take too much."""
+        rows = self._rows
+        if not rows:
+            return []
+        if self._of_hessian:
+            return [lambda x: HessianPreconditioner(objective, rows, variables, x)]
+        spectrum = self._spectrum(objective, rows).of(objective, variables)
+        makers: list[Maker] = [lambda x: KroneckerPreconditioner(objective, rows, variables, x, spectrum)]
+        if self._of_blocks:
+            makers.append(
+                lambda x: BlockPreconditioner(objective, self._block_rows, variables, x, spectrum, self._room)
+            )
+        return makers
+
+    @cached_property
+    def _rows(self) -> Rows | None:
+        """Those of the Hessian or the product; None where there are none, or they weigh nothing."""
+        count = self._of_hessian or self._of_product
+        rows = self._objective.source.sample(count) if count else None
+        return rows if rows and rows.weights.sum() > 0 else None
+
+    @cached_property
+    def _block_rows(self) -> Rows:
+        return self._objective.source.sample(self._of_blocks)
+
+    @cached_property
+    def _room(self) -> npt.NDArray[Any]:
+        return room_for_blocks(self._objective)
+
+    def _spectrum(self, objective: Objective, rows: Rows) -> FeatureSpectrum:
+        """Return the one that serves the objective's penalty."""
+        penalty = self._references[objective.penalty]
+        if penalty not in self._spectra:
+            reference = objective.with_penalty(penalty)
+            self._spectra[penalty] = FeatureSpectrum(reference, rows, reference.centred_and_scaled())
+        return self._spectra[penalty]
 
 
 def solve(
@@ -31,8 +99,13 @@ def solve(
     max_iter: int,
     on_iteration: Callable[[Iteration], None] | None = None,
     checkpoint: Checkpoint | None = None,
+    preconditioning: Preconditioning | None = None,
+    first: int = 0,
 ) -> Solution:
-    """Minimise the objective from `start`, from 0 without one, or from a checkpoint."""
+    """Minimise the objective from `start`, from 0 without one, or from a checkpoint.
+
+    `first` is the number of the preconditioner that is used at the start: that of a solution nearby, or 0.
+    """
     with blas.on_one_thread():  # rows have threads of their own; a BLAS's crawl where others use the processors
         state = None if checkpoint is None else checkpoint.load()
         variables = objective.centred_and_scaled()
@@ -50,13 +123,15 @@ def solve(
                 on_iteration=None if on_iteration is None else _after(on_iteration, solution.n_iter),
             )
             return replace(more, n_iter=solution.n_iter + more.n_iter, values=solution.values + more.values)
+        preconditioning = preconditioning or Preconditioning(objective, [objective.penalty])
         return minimize(
             objective.value_and_gradient,
             np.zeros(objective.shape).ravel() if start is None else start,
             tol=tol,
             max_iter=max_iter,
             variables=variables,
-            preconditioner=_preconditioner(objective, variables),
+            preconditioners=preconditioning.makers(objective, variables),
+            first=first,
             on_iteration=on_iteration,
             state=state,
             on_state=None if checkpoint is None else checkpoint.save,
@@ -78,7 +153,7 @@ def _in_row_space(
         space.start,
         tol=tol,
         max_iter=max_iter,
-        preconditioner=lambda _: space.preconditioner,
+        preconditioners=[lambda _: space.preconditioner],
         on_iteration=on_iteration,
         state=state,
         on_state=None if checkpoint is None else checkpoint.save,
@@ -89,17 +164,3 @@ def _in_row_space(
 def _after(on_iteration: Callable[[Iteration], None], count: int) -> Callable[[Iteration], None]:
     """Return the same for iterations that come after so many others."""
     return lambda iteration: on_iteration(replace(iteration, number=count + iteration.number))
-
-
-def _preconditioner(objective: Objective, variables: CentredAndScaled) -> Callable[[Vector], Preconditioner] | None:
-    """Return what makes the preconditioner at a point; none where its matrices would be too large."""
-    source, n_parameters = objective.source, objective.shape[0] * objective.shape[1]
-    of_hessian = hessian_rows(source.n_rows, n_parameters)
-    count = of_hessian or kronecker_rows(source.n_features, objective.n_classes, is_sparse=source.is_sparse)
-    rows = source.sample(count) if count else None
-    if rows is None or not rows.weights.sum() > 0:
-        return None
-    if of_hessian:
-        return lambda x: HessianPreconditioner(objective, rows, variables, x)
-    spectrum = FeatureSpectrum(objective, rows, variables)
-    return lambda x: KroneckerPreconditioner(objective, rows, variables, x, spectrum)
