@@ -110,17 +110,20 @@ class ClassBlocks {
     to[problem_.count] = problem_.intercept_scale * root;
   }
 
-  // With as much added to the diagonal as rounding asks for; of the diagonal alone, where features repeat each other.
+  // With as much added to the diagonal as rounding asks for, entry by entry: features may be very unlike in size. Of
+  // the diagonal alone, where they repeat each other.
   void set_factor(T* factor) const {
-    T largest = std::numeric_limits<T>::min();
+    constexpr T kRounding = 8 * std::numeric_limits<T>::epsilon();
+    T largest{0};
     for (Index i = 0; i <= problem_.count; ++i) largest = std::max(largest, block_[i * size_ + i]);
-    for (const T share : {T(1e-6), T(1e-4), T(1e-2)}) {
+    const T least = kRounding * kRounding * largest + std::numeric_limits<T>::min();
+    for (const T share : {kRounding, 100 * kRounding, 10000 * kRounding}) {
       std::copy_n(block_, size_ * size_, factor);
-      for (Index i = 0; i < size_; ++i) factor[i * size_ + i] += share * largest;
+      for (Index i = 0; i < size_; ++i) factor[i * size_ + i] += share * factor[i * size_ + i] + least;
       if (factor_in_place(factor, size_)) return;
     }
     std::fill_n(factor, size_ * size_, T{0});
-    for (Index i = 0; i < size_; ++i) factor[i * size_ + i] = std::sqrt(std::abs(block_[i * size_ + i]) + largest);
+    for (Index i = 0; i < size_; ++i) factor[i * size_ + i] = std::sqrt(std::abs(block_[i * size_ + i]) + least);
   }
 
   const ClassBlocksProblem<T>& problem_;

@@ -11,8 +11,8 @@ from softmaxloss.classifier import SoftmaxClassifier
 from softmaxloss.preconditioner import FeatureSpectrum
 from softmaxloss.rows import Rows
 
-# Least curvature that the kernel adds to the diagonal, relative to its largest entry.
-LEAST = 1e-6
+# What the kernel adds to each entry of the diagonal, relative to it, in units of rounding.
+ROUNDINGS = 8
 
 
 @pytest.fixture(params=_native.supported_instruction_sets())
@@ -82,8 +82,7 @@ def test_blocks_are_inverted(n_rows, n_features, n_classes, unsure, fit_intercep
     objective, rows, x = problem(n_rows, n_features, n_classes, dtype, fit_intercept)
     precondition = preconditioner_of(objective, rows, x)
     blocks = exact_blocks(objective, rows, x, unsure)
-    least = LEAST * np.maximum(blocks, 0).max(axis=(1, 2))
-    raised = blocks + least[:, np.newaxis, np.newaxis] * np.eye(n_features + 1)
+    raised = blocks + ROUNDINGS * np.finfo(dtype).eps * blocks * np.eye(n_features + 1)
     vectors = np.random.default_rng(0).standard_normal((len(blocks), n_features + 1))
     gradients = np.einsum("kij,kj->ki", raised, vectors)
 
