@@ -376,3 +376,14 @@ def test_logarithms_in_float32_are_those_of_the_probabilities():
     assert (p == 1.0).any()
     assert ((log_p < 0.0) & (log_p > -1e-6)).any()
     assert np.isfinite(log_p).all()
+
+
+@pytest.mark.parametrize("C", [1e-4, 1.0, 100.0])
+def test_features_a_million_times_smaller_and_larger_than_others(C):
+    """Where nothing else converges in a few hundred iterations, the Hessian itself does."""
+    random = np.random.default_rng(1)
+    y = np.arange(3000) % 20
+    X = random.standard_normal((20, 40))[y] + random.standard_normal((3000, 40))
+    model = SoftmaxClassifier(C=C).fit(X * np.geomspace(1e-6, 1e6, 40), y)
+    assert model.converged_
+    assert 100 < model.n_iter_ < 300

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from softmaxloss.progress import ProgressReport
-from softmaxloss.solver import Iteration, minimize
+from softmaxloss.solver import Candidate, Iteration, minimize
 
 
 class Quadratic:
@@ -294,7 +294,7 @@ class Doubtful:
             return self._gain
 
 
-def states_of(*makers, **options):
+def states_of(*candidates, **options):
     """Return which preconditioner was used after each iteration, and the points where it was made."""
     states = []
     solution = minimize(
@@ -302,7 +302,7 @@ def states_of(*makers, **options):
         np.zeros(40),
         tol=1e-9,
         max_iter=500,
-        preconditioners=makers,
+        preconditioners=candidates,
         on_state=lambda state: states.append(
             (state.preconditioner if state.preconditioned else None, state.renewed_at)
         ),
@@ -318,7 +318,7 @@ def test_a_preconditioner_is_used_while_it_helps(gain):
     """It is made anew after iterations 4, 8, 16 and 28."""
     maker = Doubtful(1.0, 0.2, gain, 0.2, gain)
 
-    states = states_of(maker)
+    states = states_of(Candidate(maker))
 
     used = [state[0] for state in states]
     assert used[:30] == [0] * 7 + [None] * 8 + [0] * 12 + [None] * 3
@@ -326,10 +326,10 @@ def test_a_preconditioner_is_used_while_it_helps(gain):
 
 
 def test_of_several_preconditioners_the_one_that_helps_most_is_used():
-    """The second is not considered before the eighth iteration."""
+    """The second is not considered before the fifth iteration."""
     first, second = Doubtful(1.0, 0.5, 0.5, 0.5, 0.5), Doubtful(0.4, 0.6, 0.7)
 
-    used = [state[0] for state in states_of(first, second)]
+    used = [state[0] for state in states_of(Candidate(first), Candidate(second, after=5))]
 
     assert used[:30] == [0] * 15 + [1] * 15
     assert len(first.made) == len(second.made) + 2
@@ -339,7 +339,7 @@ def test_any_preconditioner_may_be_the_first_one():
     """Then it is among those that are considered from the beginning."""
     first, second = Doubtful(0.5, 0.5, 0.7), Doubtful(1.0, 0.6, 0.6)
 
-    used = [state[0] for state in states_of(first, second, first=1)]
+    used = [state[0] for state in states_of(Candidate(first), Candidate(second, after=5), first=1)]
 
     assert used[:16] == [1] * 15 + [0]
 
@@ -347,7 +347,7 @@ def test_any_preconditioner_may_be_the_first_one():
 def test_no_preconditioner_is_made_where_the_start_is_a_solution():
     maker = Doubtful(1.0)
     quadratic = Quadratic(np.ones(3))
-    solution = minimize(quadratic, quadratic.target, tol=1e-9, max_iter=10, preconditioners=[maker])
+    solution = minimize(quadratic, quadratic.target, tol=1e-9, max_iter=10, preconditioners=[Candidate(maker)])
     assert solution.converged
     assert not maker.made
 
@@ -378,7 +378,7 @@ def test_newton_steps_are_as_few_as_they_are_known_to_be():
         np.zeros(50),
         tol=1e-12,
         max_iter=50,
-        preconditioners=[Newton],
+        preconditioners=[Candidate(Newton)],
         on_state=lambda state: remembered.append(len(state.steps)),
     )
     assert solution.converged

@@ -30,8 +30,8 @@ _PRODUCTS_OF_READING = 40
 # One spectrum serves penalties down to this share of its own: below it rounding would be left of what the penalty says.
 _LEAST_PENALTY = 1e-4
 
-# The Hessian by all the parameters is worth the time of a pass, and no more than this takes; where it takes no longer
-# than a few calls of the objective, it is made of all rows, and often. Rows are taken so many numbers at a time.
+# The Hessian by all the parameters is worth the time of some passes, and no more than this takes; where it takes no
+# longer than a few calls of the objective, it is made of all rows, and often. Rows are taken so many numbers at a time.
 _MOST_HESSIAN_PRODUCTS = 4 * 10**9
 _MOST_ROWS_PER_PARAMETER = 256
 _FEW_HESSIAN_PRODUCTS = 2 * 10**7
@@ -58,11 +58,12 @@ def kronecker_rows(n_rows: int, n_features: int, n_classes: int, *, is_sparse: b
     return min(max(affordable, _ROWS_PER_FEATURE * n_features), _MOST_ROWS_PER_FEATURE * n_features)
 
 
-def hessian_rows(n_rows: int, n_features: int, n_classes: int, n_parameters: int) -> int:
-    """Return how many rows make a Hessian by all the parameters that is worth its time; 0 where none do."""
+def hessian_rows(n_rows: int, n_features: int, n_classes: int, n_parameters: int, *, passes: int) -> int:
+    """Return how many rows make a Hessian by all the parameters in the time of so many passes; 0 where none do."""
     if _is_quick(n_rows, n_parameters):
         return n_rows
-    affordable = min(pass_products(n_rows, n_features, n_classes), _MOST_HESSIAN_PRODUCTS) // n_parameters**2
+    products = min(passes * pass_products(n_rows, n_features, n_classes), _MOST_HESSIAN_PRODUCTS)
+    affordable = products // n_parameters**2
     rows = min(n_rows, affordable, _MOST_ROWS_PER_PARAMETER * n_parameters)
     return rows if rows >= min(n_rows, _ROWS_PER_FEATURE * n_parameters) else 0
 
@@ -83,7 +84,7 @@ class HessianPreconditioner:
         coef, intercept = objective.layer(x)
         n_classes, size = objective.shape[0], objective.shape[1]
         hessian = np.zeros((n_classes, size, n_classes, size))
-        total = rows.weights.sum()
+        total = rows.weights.sum() or 1.0
         step = max(1, _CHUNK // (n_classes * size))
         for start in range(0, len(rows.codes), step):
             block = rows.part(slice(start, start + step))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,9 @@ _FEWEST_STEPS = 4
 _STEPS_BYTES = 1 << 28
 
 # The curvature changes with the point, most at first: the preconditioner is made anew after these iterations, and then
-# after every so many. The dearer ones are worth their time to long minimisations: from this iteration on.
+# after every so many.
 _RENEWALS = (4, 8, 16, 28)
 _RENEWED_EVERY = 40
-_LONG = 8
 
 # The Hessian itself is made anew more often, where that takes no longer than a few values.
 _NEWTON_RENEWALS = (1, 4, 8, 13)
@@ -69,6 +68,13 @@ class Preconditioner(Protocol):
         That is the logarithm of how much larger the cosines between them are in its metric than in that of u: see
         `softmaxloss.preconditioner.metric_gain`.
         """
+
+
+class Candidate(NamedTuple):
+    """What makes a `Preconditioner` at x, worth its time to minimisations of at least so many iterations."""
+
+    make: Callable[[Vector], Preconditioner]
+    after: int = 0
 
 
 class OriginalVariables:
@@ -147,7 +153,7 @@ def minimize(
     tol: float,
     max_iter: int,
     variables: Variables | None = None,
-    preconditioners: Sequence[Callable[[Vector], Preconditioner]] = (),
+    preconditioners: Sequence[Candidate] = (),
     first: int = 0,
     on_iteration: Callable[[Iteration], None] | None = None,
     state: State | None = None,
@@ -173,9 +179,9 @@ def minimize(
         The most iterations; an iteration calls `value_and_gradient` once, now and then more often.
     variables : Variables, optional
         A linear change of variables in which the function is better scaled; without it u is x.
-    preconditioners : sequence of callable, optional
-        Each takes x to a `Preconditioner` there, the quickest to be made first. Now and then all are made anew, and the
-        one that helps most is used from there on. Where none helps, or none is given, it is the identity.
+    preconditioners : sequence of Candidate, optional
+        The first of them after 0 iterations. Now and then all that are considered yet are made anew, and the one that
+        helps most is used from there on. Where none helps, or none is given, it is the identity.
     first : int, optional
         Which of them is used at the start.
     on_iteration : callable, optional
@@ -247,7 +253,7 @@ def descend(
     *,
     tol: float,
     max_iter: int,
-    preconditioners: Sequence[Callable[[Vector], Preconditioner]] = (),
+    preconditioners: Sequence[Candidate] = (),
     first: int = 0,
     on_iteration: Callable[[Iteration], None] | None = None,
     state: State | None = None,
@@ -292,9 +298,7 @@ def _is_finished(state: State, tol: float, max_iter: int) -> bool:
 class _Descent:
     """The function, and how a step is made."""
 
-    def __init__(
-        self, evaluate: Callable[[Vector], Point], preconditioners: Sequence[Callable[[Vector], Preconditioner]]
-    ) -> None:
+    def __init__(self, evaluate: Callable[[Vector], Point], preconditioners: Sequence[Candidate]) -> None:
         self.evaluate = evaluate
         self.preconditioners = preconditioners
         self.precondition: Map = np.copy
@@ -313,7 +317,7 @@ class _Descent:
     def precondition_as(self, state: State) -> None:
         """Make the preconditioner that the state was left with."""
         if self.preconditioners and state.preconditioned:
-            made = self.preconditioners[state.preconditioner](state.renewed_at)
+            made = self.preconditioners[state.preconditioner].make(state.renewed_at)
             self.precondition = made
             self.renewals = _NEWTON_RENEWALS if made.is_newton else _RENEWALS
 
@@ -326,12 +330,12 @@ class _Descent:
         if not self.preconditioners:
             return
         state.renewed_at = state.current.x
-        numbers = {0, state.preconditioner}
-        if not state.steps:  # nothing tells which is best
-            numbers = {state.preconditioner}
-        elif len(state.values) >= _LONG:
-            numbers = set(range(len(self.preconditioners)))
-        made = {number: self.preconditioners[number](state.renewed_at) for number in sorted(numbers)}
+        numbers = [
+            number
+            for number, candidate in enumerate(self.preconditioners)
+            if number == state.preconditioner or (state.steps and candidate.after <= len(state.values))
+        ]
+        made = {number: self.preconditioners[number].make(state.renewed_at) for number in numbers}
         gains = {number: self._gain(state, each) for number, each in made.items()}
         best = max(made, key=lambda number: gains[number])
         state.preconditioned = gains[best] > math.log(_NEARER)

@@ -22,17 +22,21 @@ from softmaxloss.preconditioner import (
 )
 from softmaxloss.row_space import RowSpace
 from softmaxloss.rows import Rows, blas
-from softmaxloss.solver import Iteration, Preconditioner, Solution, State, descend, minimize
+from softmaxloss.solver import Candidate, Iteration, Preconditioner, Solution, State, descend, minimize
 
 Vector = npt.NDArray[np.float64]
-Maker = Callable[[Vector], Preconditioner]
+
+# The blocks of the classes, and the Hessian itself, are worth their time to fits of so many iterations; the latter may
+# take as long as so many passes.
+_BLOCKS_AFTER, _HESSIAN_AFTER = 8, 100
+_HESSIAN_PASSES = 400
 
 
 class Preconditioning:
     """What preconditioners of an objective need, for all the penalties that it is to be minimised with.
 
-    Rows are sampled once for each kind, and the features' spectrum is computed for few of the penalties: see
-    `FeatureSpectrum`. Blocks have the memory of those before: only the last made are of use.
+    Rows are sampled once for each kind, when it is first made, and the features' spectrum is computed for few of the
+    penalties: see `FeatureSpectrum`. Blocks have the memory of those before: only the last made are of use.
 
     Parameters
     ----------
@@ -48,24 +52,35 @@ class Preconditioning:
         self._spectra: dict[float, FeatureSpectrum] = {}
         source, n_classes = objective.source, objective.n_classes
         size = source.n_rows, source.n_features, n_classes
-        self._of_hessian = hessian_rows(*size, objective.shape[0] * objective.shape[1])
+        self._size = *size, objective.shape[0] * objective.shape[1]
+        self._of_hessian = hessian_rows(*self._size, passes=1)
         self._of_product = kronecker_rows(*size, is_sparse=source.is_sparse)
         self._of_blocks = block_rows(*size, itemsize=source.dtype.itemsize, is_sparse=source.is_sparse)
 
-    def makers(self, objective: Objective, variables: CentredAndScaled) -> list[Maker]:
+    def candidates(self, objective: Objective, variables: CentredAndScaled) -> list[Candidate]:
         """Return what makes preconditioners at a point, with one of the penalties; none where they take too much."""
         rows = self._rows
         if not rows:
             return []
         if self._of_hessian:
-            return [lambda x: HessianPreconditioner(objective, rows, variables, x)]
+            return [Candidate(lambda x: HessianPreconditioner(objective, rows, variables, x))]
         spectrum = self._spectrum(objective, rows).of(objective, variables)
-        makers: list[Maker] = [lambda x: KroneckerPreconditioner(objective, rows, variables, x, spectrum)]
+
+        def product(x: Vector) -> Preconditioner:
+            return KroneckerPreconditioner(objective, rows, variables, x, spectrum)
+
+        def blocks(x: Vector) -> Preconditioner:
+            return BlockPreconditioner(objective, self._block_rows, variables, x, spectrum, self._room)
+
+        def hessian(x: Vector) -> Preconditioner:
+            return HessianPreconditioner(objective, self._hessian_rows, variables, x)
+
+        found = [Candidate(product)]
         if self._of_blocks:
-            makers.append(
-                lambda x: BlockPreconditioner(objective, self._block_rows, variables, x, spectrum, self._room)
-            )
-        return makers
+            found.append(Candidate(blocks, _BLOCKS_AFTER))
+        if hessian_rows(*self._size, passes=_HESSIAN_PASSES):
+            found.append(Candidate(hessian, _HESSIAN_AFTER))
+        return found
 
     @cached_property
     def _rows(self) -> Rows | None:
@@ -77,6 +92,10 @@ class Preconditioning:
     @cached_property
     def _block_rows(self) -> Rows:
         return self._objective.source.sample(self._of_blocks)
+
+    @cached_property
+    def _hessian_rows(self) -> Rows:
+        return self._objective.source.sample(hessian_rows(*self._size, passes=_HESSIAN_PASSES))
 
     @cached_property
     def _room(self) -> npt.NDArray[Any]:
@@ -130,7 +149,7 @@ def solve(
             tol=tol,
             max_iter=max_iter,
             variables=variables,
-            preconditioners=preconditioning.makers(objective, variables),
+            preconditioners=preconditioning.candidates(objective, variables),
             first=first,
             on_iteration=on_iteration,
             state=state,
@@ -153,7 +172,7 @@ def _in_row_space(
         space.start,
         tol=tol,
         max_iter=max_iter,
-        preconditioners=[lambda _: space.preconditioner],
+        preconditioners=[Candidate(lambda _: space.preconditioner)],
         on_iteration=on_iteration,
         state=state,
         on_state=None if checkpoint is None else checkpoint.save,
