@@ -12,8 +12,6 @@
 
 namespace softmaxloss::SOFTMAXLOSS_ISA {
 
-constexpr Index kPanel = kBlockPanel;
-
 template <class T>
 constexpr Index whole_vectors(Index count) {
   return count / kLanes<T> * kLanes<T>;
@@ -26,22 +24,23 @@ ALWAYS_INLINE void add_multiple(T scale, const T* from, T* to, Index first, Inde
     store(to + j, fused_multiply_add(splat(scale), load(from + j), load(to + j)));
 }
 
-// The rows [first, size) of a matrix += sign * the sum of v v^T, for `kPanel` vectors that lie one after the other;
-// `first` is a multiple of kPanel. As many rows are taken at once, so that each number read is used as often.
+// The rows [first, size) of a matrix += sign * the sum of v v^T, for `kBlockPanel` vectors that lie one after the
+// other; `first` is a multiple of kBlockPanel. As many rows are taken at once, so that each number read is used as
+// often.
 template <class T>
 ALWAYS_INLINE void add_outer_products(T sign, const T* vectors, T* matrix, Index first, Index size) {
-  for (Index i = first; i < size; i += kPanel) {
-    Vec<T> scales[kPanel][kPanel];
-    for (Index row = 0; row < kPanel; ++row)
-      for (Index r = 0; r < kPanel; ++r) scales[row][r] = splat(sign * vectors[r * size + i + row]);
+  for (Index i = first; i < size; i += kBlockPanel) {
+    Vec<T> scales[kBlockPanel][kBlockPanel];
+    for (Index row = 0; row < kBlockPanel; ++row)
+      for (Index r = 0; r < kBlockPanel; ++r) scales[row][r] = splat(sign * vectors[r * size + i + row]);
     for (Index j = whole_vectors<T>(i); j < size; j += kLanes<T>) {
-      Vec<T> sums[kPanel];
-      for (Index row = 0; row < kPanel; ++row) sums[row] = load(matrix + (i + row) * size + j);
-      for (Index r = 0; r < kPanel; ++r) {
+      Vec<T> sums[kBlockPanel];
+      for (Index row = 0; row < kBlockPanel; ++row) sums[row] = load(matrix + (i + row) * size + j);
+      for (Index r = 0; r < kBlockPanel; ++r) {
         const Vec<T> vector = load(vectors + r * size + j);
-        for (Index row = 0; row < kPanel; ++row) sums[row] = fused_multiply_add(scales[row][r], vector, sums[row]);
+        for (Index row = 0; row < kBlockPanel; ++row) sums[row] = fused_multiply_add(scales[row][r], vector, sums[row]);
       }
-      for (Index row = 0; row < kPanel; ++row) store(matrix + (i + row) * size + j, sums[row]);
+      for (Index row = 0; row < kBlockPanel; ++row) store(matrix + (i + row) * size + j, sums[row]);
     }
   }
 }
@@ -49,9 +48,9 @@ ALWAYS_INLINE void add_outer_products(T sign, const T* vectors, T* matrix, Index
 // Tells whether the matrix was positive definite; else what was made of it is of no use.
 template <class T>
 bool factor_in_place(T* matrix, Index size) {
-  for (Index first = 0; first < size; first += kPanel) {
+  for (Index first = 0; first < size; first += kBlockPanel) {
     T* const panel = matrix + first * size;
-    for (Index r = 0; r < kPanel; ++r) {
+    for (Index r = 0; r < kBlockPanel; ++r) {
       T* const row = panel + r * size;
       for (Index q = 0; q < r; ++q) add_multiple(-panel[q * size + first + r], panel + q * size, row, first + r, size);
       const T pivot = row[first + r];
@@ -59,7 +58,7 @@ bool factor_in_place(T* matrix, Index size) {
       const Vec<T> inverse = splat(T{1} / std::sqrt(pivot));
       for (Index j = whole_vectors<T>(first + r); j < size; j += kLanes<T>) store(row + j, load(row + j) * inverse);
     }
-    add_outer_products(T{-1}, panel, matrix, first + kPanel, size);
+    add_outer_products(T{-1}, panel, matrix, first + kBlockPanel, size);
   }
   for (Index i = 0; i < size; ++i) std::fill_n(matrix + i * size, i, T{0});
   return true;
@@ -87,7 +86,7 @@ class ClassBlocks {
     const T* const curvatures = problem_.curvatures + k * problem_.rows;
     double rest = 0.0;
     Index waiting = 0;
-    std::fill_n(panel_, kPanel * size_, T{0});
+    std::fill_n(panel_, kBlockPanel * size_, T{0});
     for (Index i = 0; i < problem_.rows; ++i) {
       const T weight = curvatures[i] * problem_.weights[i];
       if (!(weight > T{0} && curvatures[i] >= problem_.least)) {
@@ -95,11 +94,11 @@ class ClassBlocks {
         continue;
       }
       set_features(i, std::sqrt(weight), panel_ + waiting * size_);
-      if (++waiting < kPanel) continue;
+      if (++waiting < kBlockPanel) continue;
       add_outer_products(T{1}, panel_, block_, 0, size_);
       waiting = 0;
     }
-    std::fill_n(panel_ + waiting * size_, (kPanel - waiting) * size_, T{0});
+    std::fill_n(panel_ + waiting * size_, (kBlockPanel - waiting) * size_, T{0});
     add_outer_products(T{1}, panel_, block_, 0, size_);
     return rest;
   }

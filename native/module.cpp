@@ -199,10 +199,9 @@ Index block_size(const Dense<T, 3>& factors) {
 
 // See ClassBlocksProblem.
 template <class T>
-void class_blocks(const Dense<const T, 2>& features, const Dense<const T, 2>& curvatures,
-                  const Dense<const T, 1>& weights, double least, const Dense<const T, 1>& mean,
-                  const Dense<const T, 1>& scale, double intercept_scale, const Dense<const T, 2>& of_all,
-                  const Dense<const T, 1>& penalties, const Dense<T, 3>& factors) {
+void class_blocks(const Dense<const T, 2>& features, const Dense<const T, 2>& curvatures, const Vector<T>& weights,
+                  double least, const Vector<T>& mean, const Vector<T>& scale, double intercept_scale,
+                  const Dense<const T, 2>& of_all, const Vector<T>& penalties, const Dense<T, 3>& factors) {
   ClassBlocksProblem<T> problem;
   problem.rows = static_cast<Index>(features.shape(0));
   problem.count = static_cast<Index>(features.shape(1));

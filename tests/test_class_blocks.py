@@ -15,22 +15,6 @@ from softmaxloss.rows import Rows
 ROUNDINGS = 8
 
 
-@pytest.fixture(params=_native.supported_instruction_sets())
-def instruction_set(request):
-    before = _native.instruction_set()
-    _native.set_instruction_set(request.param)
-    yield request.param
-    _native.set_instruction_set(before)
-
-
-@pytest.fixture(params=[1, 2, 3])
-def threads(request):
-    before = sl.get_num_threads()
-    sl.set_num_threads(request.param)
-    yield request.param
-    sl.set_num_threads(before)
-
-
 def problem(n_rows, n_features, n_classes, dtype, fit_intercept=True):
     """Return an objective, its rows, and a point where it is sure of many of them."""
     random = np.random.default_rng(n_features)
@@ -96,8 +80,10 @@ def test_blocks_are_inverted(n_rows, n_features, n_classes, unsure, fit_intercep
     np.testing.assert_allclose(precondition._squared_length(vectors.ravel()), length, rtol=10 * tolerance)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_same_bits_with_any_number_of_threads(dtype, threads):
+def test_the_same_bits_with_any_number_of_threads(dtype, threads, keep_num_threads):
+    sl.set_num_threads(threads)
     objective, rows, x = problem(400, 100, 20, dtype)
     gradient = np.random.default_rng(0).standard_normal(len(x))
 

@@ -105,11 +105,10 @@ def test_sparse_equals_dense(name, dtype, container):
     weights = np.random.default_rng(0).uniform(0, 2, len(y))
     tol = 1e-5 if dtype is np.float64 else 1e-3
 
-    dense = SoftmaxClassifier(C=0.01, tol=tol).fit(X, y, weights)
-    sparse = SoftmaxClassifier(C=0.01, tol=tol).fit(container(X), y, weights)
+    dense = SoftmaxClassifier(C=0.01, tol=tol / 2).fit(X, y, weights)
+    sparse = SoftmaxClassifier(C=0.01, tol=tol / 2).fit(container(X), y, weights)
 
-    # Both are within tol of the optimum, by steps of their own.
-    np.testing.assert_allclose(sparse.predict_proba(container(X)), dense.predict_proba(X), atol=20 * tol)
+    np.testing.assert_allclose(sparse.predict_proba(container(X)), dense.predict_proba(X), atol=10 * tol)
     assert sparse.decision_function(container(X)).dtype == dtype
 
 

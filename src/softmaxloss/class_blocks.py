@@ -8,7 +8,7 @@ import numpy.typing as npt
 from softmaxloss import _native
 from softmaxloss.functional import softmax
 from softmaxloss.objective import CentredAndScaled, Objective
-from softmaxloss.preconditioner import FeatureSpectrum, metric_gain, pass_products
+from softmaxloss.preconditioner import FeatureSpectrum, MetricPreconditioner, pass_products
 from softmaxloss.rows import LoneThreads, Rows, in_threads, worth_threads
 from softmaxloss.runtime import get_num_threads
 
@@ -48,7 +48,7 @@ def room_for_blocks(objective: Objective) -> Array:
     return np.empty((n_classes, size, size), objective.source.dtype)
 
 
-class BlockPreconditioner:
+class BlockPreconditioner(MetricPreconditioner):
     r"""The inverse of the Hessian's blocks on its diagonal, one for each class, as if classes did not matter to others.
 
     That of class k is the mean over rows of ``p_ik (1 - p_ik) f_i f_i.T`` for the probabilities p and the features f as
@@ -58,8 +58,6 @@ class BlockPreconditioner:
 
     The factors are put in `room`: what was there is lost, and a preconditioner that had it with it.
     """
-
-    is_newton = False
 
     def __init__(
         self,
@@ -104,10 +102,6 @@ class BlockPreconditioner:
         vectors = self._padded(gradient)
         _native.solve_blocks(self._factors, vectors)
         return vectors[:, : self._shape[1]].astype(np.float64).ravel()
-
-    def gain(self, steps: list[Vector], changes: list[Vector]) -> float:
-        """See `metric_gain`."""
-        return metric_gain(self, self._squared_length, steps, changes)
 
     def _squared_length(self, step: Vector) -> float:
         """Return the product of a step with its inverse image."""

@@ -2,7 +2,8 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,36 @@ class HessianPreconditioner:
         return np.inf
 
 
-class KroneckerPreconditioner:
+class MetricPreconditioner(ABC):
+    """A preconditioner that has to show its worth by the metric that it makes."""
+
+    is_newton = False
+
+    @abstractmethod
+    def __call__(self, gradient: Vector) -> Vector:
+        """Return the approximate inverse Hessian times a vector, both with respect to the scaled variables."""
+
+    @abstractmethod
+    def _squared_length(self, step: Vector) -> float:
+        """Return the product of a step with its inverse image."""
+
+    def gain(self, steps: list[Vector], changes: list[Vector]) -> float:
+        """Return how much nearer steps are to the gradient's changes in this metric than in that of the variables.
+
+        The cosine between a step s and a change y is ``s.y / sqrt(s.P^-1 s * y.P y)`` in the metric of this map P, 1
+        where it is the inverse Hessian; the identity's is ``s.y / sqrt(s.s * y.y)``. Returned is the mean logarithm of
+        their ratio: 0 for no steps, minus infinity where it is no number.
+        """
+        with np.errstate(all="ignore"):
+            gains = [
+                0.5 * np.log((step @ step) * (change @ change) / (self._squared_length(step) * (change @ self(change))))
+                for step, change in zip(steps, changes, strict=True)
+            ]
+        gain = float(np.mean(gains)) if gains else 0.0
+        return gain if np.isfinite(gain) else -np.inf
+
+
+class KroneckerPreconditioner(MetricPreconditioner):
     r"""The inverse of a Kronecker product that is near to the Hessian, by features and classes.
 
     The Hessian of the mean loss by the coefficients is the mean over rows of ``S_i (x) f_i f_i.T`` for the features f
@@ -137,8 +167,6 @@ class KroneckerPreconditioner:
     .. [1] J. Martens, R. Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature", 2015, for
        the product of the means.
     """
-
-    is_newton = False
 
     def __init__(
         self,
@@ -171,37 +199,12 @@ class KroneckerPreconditioner:
         direction: Vector = (self._classes @ np.column_stack([coef, intercept])).astype(np.float64).ravel()
         return direction
 
-    def gain(self, steps: list[Vector], changes: list[Vector]) -> float:
-        """See `metric_gain`."""
-        return metric_gain(self, self._squared_length, steps, changes)
-
     def _squared_length(self, step: Vector) -> float:
         """Return the product of a step with its inverse image."""
         rotated = self._classes.T @ step.reshape(self._shape).astype(self._dtype)
         of_coef = np.square(rotated[:, :-1] @ self._spectrum.dual) / self._by_coef
         of_intercept = np.square(rotated[:, -1]) / self._by_intercept if np.any(self._by_intercept) else 0.0
         return float(of_coef.sum(dtype=np.float64) + np.sum(of_intercept, dtype=np.float64))
-
-
-def metric_gain(
-    precondition: Callable[[Vector], Vector],
-    squared_length: Callable[[Vector], float],
-    steps: list[Vector],
-    changes: list[Vector],
-) -> float:
-    """Return how much nearer steps are to the gradient's changes in a preconditioner's metric than in the variables'.
-
-    The cosine between a step s and a change y is ``s.y / sqrt(s.P^-1 s * y.P y)`` in the metric of the map P, 1 where
-    it is the inverse Hessian; the identity's is ``s.y / sqrt(s.s * y.y)``. Returned is the mean logarithm of their
-    ratio: 0 for no steps, minus infinity where it is no number.
-    """
-    with np.errstate(all="ignore"):
-        gains = [
-            0.5 * np.log((step @ step) * (change @ change) / (squared_length(step) * (change @ precondition(change))))
-            for step, change in zip(steps, changes, strict=True)
-        ]
-    gain = float(np.mean(gains)) if gains else 0.0
-    return gain if np.isfinite(gain) else -np.inf
 
 
 class FeatureSpectrum:

@@ -66,7 +66,7 @@ class Preconditioner(Protocol):
         """Return how much it helps, where these steps changed the gradient so.
 
         That is the logarithm of how much larger the cosines between them are in its metric than in that of u: see
-        `softmaxloss.preconditioner.metric_gain`.
+        `softmaxloss.preconditioner.MetricPreconditioner`.
         """
 
 
@@ -335,16 +335,17 @@ class _Descent:
             for number, candidate in enumerate(self.preconditioners)
             if number == state.preconditioner or (state.steps and candidate.after <= len(state.values))
         ]
-        made = {number: self.preconditioners[number].make(state.renewed_at) for number in numbers}
-        gains = {number: self._gain(state, each) for number, each in made.items()}
-        best = max(made, key=lambda number: gains[number])
-        state.preconditioned = gains[best] > math.log(_NEARER)
-        if state.preconditioned:
-            state.preconditioner = best
-        self.precondition = made[best] if state.preconditioned else np.copy
-        if made[best].is_newton:
-            state.steps.clear()
-            state.changes.clear()
+        most, state.preconditioned, self.precondition = math.log(_NEARER), False, np.copy
+        for number in reversed(numbers):
+            made = self.preconditioners[number].make(state.renewed_at)
+            gain = self._gain(state, made)
+            if gain > most:
+                most, state.preconditioner, state.preconditioned, self.precondition = gain, number, True, made
+            if made.is_newton:
+                state.steps.clear()
+                state.changes.clear()
+            if gain == np.inf:  # no other can help more
+                break
 
     @staticmethod
     def _gain(state: State, preconditioner: Preconditioner) -> float:

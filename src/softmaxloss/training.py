@@ -52,8 +52,9 @@ class Preconditioning:
         self._spectra: dict[float, FeatureSpectrum] = {}
         source, n_classes = objective.source, objective.n_classes
         size = source.n_rows, source.n_features, n_classes
-        self._size = *size, objective.shape[0] * objective.shape[1]
-        self._of_hessian = hessian_rows(*self._size, passes=1)
+        of_hessian = *size, objective.shape[0] * objective.shape[1]
+        self._of_hessian = hessian_rows(*of_hessian, passes=1)
+        self._of_late_hessian = hessian_rows(*of_hessian, passes=_HESSIAN_PASSES)
         self._of_product = kronecker_rows(*size, is_sparse=source.is_sparse)
         self._of_blocks = block_rows(*size, itemsize=source.dtype.itemsize, is_sparse=source.is_sparse)
 
@@ -78,7 +79,7 @@ class Preconditioning:
         found = [Candidate(product)]
         if self._of_blocks:
             found.append(Candidate(blocks, _BLOCKS_AFTER))
-        if hessian_rows(*self._size, passes=_HESSIAN_PASSES):
+        if self._of_late_hessian:
             found.append(Candidate(hessian, _HESSIAN_AFTER))
         return found
 
@@ -95,7 +96,7 @@ class Preconditioning:
 
     @cached_property
     def _hessian_rows(self) -> Rows:
-        return self._objective.source.sample(hessian_rows(*self._size, passes=_HESSIAN_PASSES))
+        return self._objective.source.sample(self._of_late_hessian)
 
     @cached_property
     def _room(self) -> npt.NDArray[Any]:
