@@ -9,8 +9,7 @@ from softmaxloss import _native
 from softmaxloss.functional import softmax
 from softmaxloss.objective import CentredAndScaled, Objective
 from softmaxloss.preconditioner import FeatureSpectrum, MetricPreconditioner, pass_products
-from softmaxloss.rows import LoneThreads, Rows, in_threads, worth_threads
-from softmaxloss.runtime import get_num_threads
+from softmaxloss.rows import Rows, in_threads, threads_for
 
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
@@ -117,7 +116,7 @@ class BlockPreconditioner(MetricPreconditioner):
 def _logits(X: Array, coef: Array, intercept: Array) -> Array:
     """Return those of every row, a row for each class."""
     logits = np.empty((len(coef), len(X)), coef.dtype)
-    threads = 1 if LoneThreads.has_this_one() or not worth_threads(X.size) else get_num_threads()
+    threads = threads_for(X.size)
 
     def fill(part: slice) -> None:
         np.matmul(coef, X[part].T, out=logits[:, part])

@@ -27,8 +27,7 @@ from scipy.sparse import csr_array
 from softmaxloss.line_search import Point
 from softmaxloss.loss import softmax_cross_entropy_and_grad
 from softmaxloss.objective import CentredAndScaled, Objective
-from softmaxloss.rows import LocalRows, LoneThreads, in_threads
-from softmaxloss.runtime import get_num_threads
+from softmaxloss.rows import LocalRows, in_threads, threads_for
 
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
@@ -86,7 +85,7 @@ class RowSpace:
     def __init__(self, objective: Objective, variables: CentredAndScaled) -> None:
         assert isinstance(objective.source, LocalRows)
         rows, dtype = objective.source.rows, objective.source.dtype
-        self._use_threads = objective.source.use_threads
+        self._stored = objective.source.stored
         self.objective, self._codes, self._weights = objective, rows.codes, rows.weights
         self._shape = objective.source.n_rows, objective.shape[0]
         self._mean, self._scale = (each.astype(dtype)[:, np.newaxis] for each in (variables.mean, variables.scale))
@@ -186,7 +185,7 @@ class RowSpace:
         return np.sum(shifts, axis=0), float(np.max([*norms, of_intercept]))  # NaN if one is
 
     def _threads(self) -> int:
-        return 1 if LoneThreads.has_this_one() or not self._use_threads else min(get_num_threads(), _FEWEST_PARTS)
+        return min(threads_for(self._stored), _FEWEST_PARTS)
 
     def _split(self, u: Vector) -> tuple[Array, Array, Vector]:
         size = self._shape[0] * self._shape[1]

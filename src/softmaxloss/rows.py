@@ -105,8 +105,8 @@ class LocalRows:
 
     def total(self, function: Callable[..., Sums], *arguments: Any) -> Sums:
         """See `RowSource`."""
-        threads = 1 if LoneThreads.has_this_one() else min(get_num_threads(), self.n_rows)
-        if threads == 1 or not self.use_threads:
+        threads = min(threads_for(self.stored), self.n_rows)
+        if threads <= 1:
             return function(self.rows, *arguments)
         parts = threads if self.is_sparse else threads * _PARTS_PER_THREAD
         bounds = [self.n_rows * k // parts for k in range(parts + 1)]
@@ -120,8 +120,13 @@ class LocalRows:
     @property
     def use_threads(self) -> bool:
         """Whether there is enough to multiply for several threads."""
+        return self.stored >= _WORTH_THREADS
+
+    @property
+    def stored(self) -> int:
+        """How many numbers the features are."""
         stored: int = self.rows.X.nnz if self.is_sparse else self.n_rows * self.n_features
-        return worth_threads(stored)
+        return stored
 
     def part(self, chosen: npt.NDArray[np.intp]) -> tuple["LocalRows", float]:
         """Return the rows of these numbers, with weights whose mean is 1 again, and what they weigh here together."""
@@ -177,9 +182,9 @@ class LoneThreads(ThreadPoolExecutor):
         _native.work_alone()
 
 
-def worth_threads(numbers: int) -> bool:
-    """Tell whether there is enough to multiply for several threads: so many numbers, each with several others."""
-    return numbers >= _WORTH_THREADS
+def threads_for(numbers: int) -> int:
+    """Return how many threads multiply so many numbers: one where these are few, and in one of several threads."""
+    return 1 if LoneThreads.has_this_one() or numbers < _WORTH_THREADS else get_num_threads()
 
 
 def in_threads(function: Callable[[_Item], _T], items: list[_Item], threads: int) -> list[_T]:
