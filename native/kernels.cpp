@@ -7,13 +7,30 @@
 #include "loss_by_tiles.hpp"
 #include "loss_rows.hpp"
 #include "softmax_by_tiles.hpp"
+#include "sparse_rows.hpp"
 #include "statistics_rows.hpp"
+#include "vectors.hpp"
 
 namespace softmaxloss::SOFTMAXLOSS_ISA {
 
+template <class T, class I>
+constexpr SparseKernels<T, I> kSparse = {sparse_product<T, I>, add_transposed_product<T, I>};
+
 template <class T>
-constexpr Kernels<T> kKernels = {contiguous_loss<T>, tiled_loss<T>, hessian<T>,      statistics<T>,  softmax<T>,
-                                 judge<T>,           check<T>,      class_blocks<T>, solve_blocks<T>};
+constexpr Kernels<T> kKernels = {contiguous_loss<T>,
+                                 tiled_loss<T>,
+                                 hessian<T>,
+                                 statistics<T>,
+                                 softmax<T>,
+                                 judge<T>,
+                                 check<T>,
+                                 class_blocks<T>,
+                                 solve_blocks<T>,
+                                 kSparse<T, std::int32_t>,
+                                 kSparse<T, std::int64_t>,
+                                 largest_derivative<T>,
+                                 dot<T>,
+                                 add_scaled<T>};
 
 Kernels<float> float_kernels() { return kKernels<float>; }
 Kernels<double> double_kernels() { return kKernels<double>; }

@@ -21,6 +21,8 @@
 namespace softmaxloss {
 
 void bind_judging(nb::module_& m);  // judging.cpp
+void bind_sparse(nb::module_& m);   // sparse.cpp
+void bind_vectors(nb::module_& m);  // vectors.cpp
 
 namespace {
 
@@ -282,6 +284,8 @@ NB_MODULE(_native, m) {
   bind_blocks<double>(m);
   m.attr("block_unit") = kBlockUnit;
   bind_judging(m);
+  bind_sparse(m);
+  bind_vectors(m);
   m.def("get_num_threads", &get_num_threads);
   m.def("set_num_threads", &set_num_threads, nb::arg("threads"));
   m.def("work_alone", &work_alone);

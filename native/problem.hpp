@@ -234,6 +234,38 @@ struct ClassBlocksProblem {
   T* factors = nullptr;          // out: (classes, size, size), upper triangles
 };
 
+// A product of a sparse matrix, of which the numbers of a row lie one after another (CSR), with one of as many columns
+// as there are classes: see sparse_rows.hpp. A row of `out` has times[i] * less taken from it, where there is `less`.
+template <class T, class I>
+struct SparseProblem {
+  Index classes = 0;
+  const I* starts = nullptr;   // (rows + 1,): of each row's numbers, and of what would be the next
+  const I* columns = nullptr;  // of each number
+  const T* values = nullptr;
+  const T* dense = nullptr;  // (columns, classes); (rows, classes) for the transposed matrix
+  const T* times = nullptr;  // (rows,)
+  const T* less = nullptr;   // (classes,)
+  T* out = nullptr;          // (rows, classes); (columns, classes) for the transposed matrix
+};
+
+// Derivatives by the coefficients of centred features. Those by the coefficients of features as they are have mean[i] *
+// by_intercept besides; those by scaled ones are scale[i] times as large.
+template <class T>
+struct LargestProblem {
+  Index classes = 0;
+  const T* centred = nullptr;       // (features, classes)
+  const T* scale = nullptr;         // (features,)
+  const T* mean = nullptr;          // (features,)
+  const T* by_intercept = nullptr;  // (classes,)
+};
+
+// The numbers of a sparse matrix are counted in 32 or 64 bits.
+template <class T, class I>
+struct SparseKernels {
+  void (*product)(const SparseProblem<T, I>&, Index begin, Index end);
+  void (*add_transposed_product)(const SparseProblem<T, I>&, Index begin, Index end);
+};
+
 template <class T>
 struct Kernels {
   // Rows [begin, end). Returns the first bad distribution met, if any (the rows after it are left out).
@@ -250,6 +282,11 @@ struct Kernels {
   // Classes [begin, end).
   void (*class_blocks)(const ClassBlocksProblem<T>&, Index begin, Index end, T* scratch);
   void (*solve_blocks)(const ClassBlocksProblem<T>&, T* vectors, Index begin, Index end);
+  SparseKernels<T, std::int32_t> sparse;
+  SparseKernels<T, std::int64_t> wide_sparse;
+  T (*largest_derivative)(const LargestProblem<T>&, Index begin, Index end);
+  T (*dot)(const T* a, const T* b, Index count);
+  void (*add_scaled)(T factor, const T* from, T* to, Index count);
 };
 
 }  // namespace softmaxloss

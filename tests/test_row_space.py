@@ -51,7 +51,7 @@ def point_of(space, objective, variables, seed):
     combination = rng.standard_normal((n_rows, n_classes))
     centred = objective.source.rows.X.toarray().astype(np.float64) - variables.mean
     intercept = rng.standard_normal(n_classes) * objective.fit_intercept
-    products = centred @ (centred.T @ combination) / space._square
+    products = centred @ (centred.T @ combination) / space._length**2
     return np.concatenate([combination.ravel(), products.ravel(), intercept])
 
 

@@ -50,6 +50,18 @@ def test_threads_give_the_sums_of_one_call(kind, dtype, rtol, many_threads):
         np.testing.assert_allclose(ours, whole, rtol=rtol, atol=rtol)
 
 
+@pytest.mark.parametrize("kind", [scipy.sparse.csr_array, scipy.sparse.csr_matrix])
+def test_sparse_rows_in_blocks_give_the_sums_of_one(kind, monkeypatch):
+    monkeypatch.setattr(rows, "_ENOUGH_ROWS", 7)
+    part = some_rows(kind)
+    assert len(list(part.blocks(5))) > 10
+
+    sums = loss_and_gradient(part, *layer(), 0.1)
+
+    for ours, dense in zip(sums, loss_and_gradient(some_rows(), *layer(), 0.1), strict=True):
+        np.testing.assert_allclose(ours, dense, rtol=1e-12, atol=1e-12)
+
+
 def test_the_same_bits_every_time(many_threads):
     source = LocalRows(some_rows(dtype=np.float32))
 

@@ -379,7 +379,7 @@ def test_newton_steps_are_as_few_as_they_are_known_to_be():
         tol=1e-12,
         max_iter=50,
         preconditioners=[Candidate(Newton)],
-        on_state=lambda state: remembered.append(len(state.steps)),
+        on_state=lambda state: remembered.append(len(state.pairs.steps)),
     )
     assert solution.converged
     assert solution.n_iter <= 10

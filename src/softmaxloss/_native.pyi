@@ -98,6 +98,34 @@ def class_blocks(
     factors: NDArray[Any],
 ) -> None: ...
 def solve_blocks(factors: NDArray[Any], vectors: NDArray[Any]) -> None: ...
+def sparse_product(
+    starts: NDArray[Any],
+    columns: NDArray[Any],
+    values: NDArray[Any],
+    dense: NDArray[Any],
+    out: NDArray[Any],
+    times: NDArray[Any] | None = None,
+    less: NDArray[Any] | None = None,
+) -> None: ...
+def add_transposed_product(
+    starts: NDArray[Any], columns: NDArray[Any], values: NDArray[Any], dense: NDArray[Any], out: NDArray[Any]
+) -> None: ...
+def add_distances(
+    starts: NDArray[Any],
+    columns: NDArray[Any],
+    values: NDArray[Any],
+    weights: NDArray[np.float64],
+    origin: NDArray[np.float64],
+    power: int,
+    sums: NDArray[np.float64],
+) -> None: ...
+def largest_derivative(
+    centred: NDArray[Any], scale: NDArray[Any], mean: NDArray[Any], by_intercept: NDArray[Any]
+) -> float: ...
+def dots(vectors: list[NDArray[np.float64]], vector: NDArray[np.float64], out: NDArray[np.float64]) -> None: ...
+def add_multiples(
+    vectors: list[NDArray[np.float64]], factors: NDArray[np.float64], to: NDArray[np.float64]
+) -> None: ...
 def survey_labels(
     labels: NDArray[np.int64],
     classes: int,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from softmaxloss.data.files import replacing
+from softmaxloss.lbfgs import Pairs
 from softmaxloss.line_search import Point
 from softmaxloss.solver import State
 
@@ -59,8 +60,8 @@ class Checkpoint:
         facts: dict[str, Any] = {"format": _FORMAT, "identity": self.identity, "found_at": state.found_at}
         facts |= {name: getattr(state, name) for name in ("preconditioner", "preconditioned", "length")}
         arrays: dict[str, Any] = {
-            "steps": np.array(state.steps).reshape(len(state.steps), -1),
-            "changes": np.array(state.changes).reshape(len(state.changes), -1),
+            "steps": np.array(state.pairs.steps).reshape(len(state.pairs.steps), -1),
+            "changes": np.array(state.pairs.changes).reshape(len(state.pairs.changes), -1),
             "values": np.array(state.values),
             "renewed_at": state.renewed_at,
             "limits": np.array([state.lowest_value, state.progress]),
@@ -101,8 +102,7 @@ def _state(facts: dict[str, Any], arrays: dict[str, Any]) -> State:
         preconditioner=facts["preconditioner"],
         preconditioned=facts["preconditioned"],
         length=facts["length"],
-        steps=list(arrays["steps"]),
-        changes=list(arrays["changes"]),
+        pairs=Pairs(arrays["steps"], arrays["changes"]),
         values=arrays["values"].tolist(),
     )
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import scipy.sparse
 from sklearn.utils import assert_all_finite, check_array, column_or_1d
 
-from softmaxloss import _native
+from softmaxloss import _native, sparse
 from softmaxloss.rows import LocalRows, Rows, Sums, add, blas
 
 Array = npt.NDArray[Any]
@@ -43,7 +43,7 @@ class Survey(NamedTuple):
 
 def features(X: Any, dtype: np.dtype[Any], *, check: bool) -> Any:
     """Return the features of one chunk, of an array or a table, as scikit-learn checks them."""
-    return check_array(
+    found = check_array(
         X,
         accept_sparse="csr",
         dtype=dtype,
@@ -53,6 +53,7 @@ def features(X: Any, dtype: np.dtype[Any], *, check: bool) -> Any:
         estimator="SoftmaxClassifier",
         input_name="X",
     )
+    return sparse.checked(found) if scipy.sparse.issparse(found) else found
 
 
 def labels(y: Any, weights: Any) -> Labels:

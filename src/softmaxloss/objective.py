@@ -3,11 +3,12 @@
 import copy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from softmaxloss import sparse
 from softmaxloss.loss import softmax_cross_entropy_and_grad
 from softmaxloss.rows import Rows, RowSource, Sums, weighted_sum
 
@@ -82,7 +83,7 @@ class Objective:
     def layer(self, parameters: Vector) -> tuple[Array, Array]:
         """Return the coefficients (classes, features) and intercepts of every class in the features' dtype."""
         matrix = parameters.reshape(self.shape)
-        coef = np.zeros((self.n_classes, matrix.shape[1] - 1), self.source.dtype)
+        coef = np.zeros((self.n_classes, matrix.shape[1] - 1), self.source.dtype, _order(self.source.is_sparse))
         coef[self.first :] = matrix[:, :-1]
         intercept = np.zeros(self.n_classes, self.source.dtype)
         intercept[self.first :] = matrix[:, -1]
@@ -136,9 +137,11 @@ class Objective:
 def loss_and_gradient(rows: Rows, coef: Array, intercept: Array, label_smoothing: float) -> Sums:
     """Return the sum of the rows' weighted losses, and its gradients by coefficients and intercepts."""
     smoothing: dict[str, Any] = {"label_smoothing": label_smoothing} if label_smoothing else {}
-    loss, by_coef, by_intercept = 0.0, np.zeros(coef.shape), np.zeros(intercept.shape)
+    loss, by_intercept = 0.0, np.zeros(intercept.shape)
+    order = _order(rows.is_sparse)
+    by_coef, of_block = np.zeros(coef.shape, order=order), np.empty(coef.shape, coef.dtype, order)
     for block in rows.blocks(len(coef)):
-        logits = block.X @ coef.T
+        logits = sparse.product(block.X, coef.T) if block.is_sparse else block.X @ coef.T
         logits += intercept
         # Calls without options take a third of the time where rows are few.
         weights: dict[str, Any] = {} if (block.weights == 1.0).all() else {"sample_weight": block.weights}
@@ -146,9 +149,18 @@ def loss_and_gradient(rows: Rows, coef: Array, intercept: Array, label_smoothing
             logits, block.codes, reduction="sum", out=logits, **weights, **smoothing
         )
         loss += float(block_loss)
-        by_coef += (block.X.T @ by_logits).T if block.is_sparse else by_logits.T @ block.X
+        if block.is_sparse:
+            sparse.transposed_product(block.X, by_logits, of_block.T)
+            by_coef += of_block
+        else:
+            by_coef += by_logits.T @ block.X
         by_intercept += by_logits.sum(axis=0, dtype=np.float64)
     return loss, by_coef, by_intercept
+
+
+def _order(is_sparse: bool) -> Literal["C", "F"]:
+    """Return how coefficients lie: a number of a sparse row is multiplied with those of all classes at once."""
+    return "F" if is_sparse else "C"
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from softmaxloss import sparse
 from softmaxloss.backends import is_dask
 from softmaxloss.functional import log_softmax, softmax
 from softmaxloss.sources import is_row_files
@@ -32,7 +34,9 @@ class SoftmaxPredictor(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
             return self._by_chunk("decision_function", X)
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse="csr", dtype=(np.float64, np.float32), reset=False)
-        logits: Array = X @ self.coef_.T.astype(X.dtype) + self.intercept_.astype(X.dtype)
+        weight = self.coef_.T.astype(X.dtype)
+        logits: Array = sparse.product(sparse.checked(X), weight) if issparse(X) else X @ weight
+        logits += self.intercept_.astype(X.dtype)
         if logits.shape[1] == 1:
             logits = logits[:, 0]
         return logits

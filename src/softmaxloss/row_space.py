@@ -16,28 +16,24 @@ References
 .. [1] G. Kimeldorf, G. Wahba, "Some results on Tchebycheffian spline functions", J. Math. Anal. Appl. 33, 1971.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
 
+from softmaxloss import _native, sparse
 from softmaxloss.line_search import Point
 from softmaxloss.loss import softmax_cross_entropy_and_grad
 from softmaxloss.objective import CentredAndScaled, Objective
-from softmaxloss.rows import LocalRows, in_threads, threads_for
+from softmaxloss.rows import LocalRows
 
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
 
 # From so many features for each row it is the rows that are few; fewer features than these are as quick by themselves.
 _FEATURES_PER_ROW, _FEWEST_FEATURES = 2, 1000
-
-# Products are taken in so many parts at least, of about so many bytes at most, that stay in a cache while all that is
-# to be done with them is done.
-_FEWEST_PARTS, _PART_BYTES = 16, 1 << 20
 
 
 # How many times as large as the smallest features the largest may be. Steps are those of features as they are, which
@@ -61,18 +57,11 @@ def suits(objective: Objective, variables: CentredAndScaled) -> bool:
     return bool(curvature.max() <= _MOST_UNLIKE**2 * curvature[curvature > 0.0].min())
 
 
-class _Part(NamedTuple):
-    """Some rows of a sparse matrix."""
-
-    where: slice
-    matrix: csr_array
-
-
 class RowSpace:
     """An objective as a function of u = [A, K A, c]: combinations of rows, their logits, and scaled intercepts.
 
-    K is that of the rows divided by their typical length, so that both parts of u are of like size: ``coef`` is A times
-    the rows over the square of this length.
+    The rows are divided by their typical length here, so that both parts of u are of like size: ``coef`` is A times the
+    divided rows, over this length once more.
 
     Parameters
     ----------
@@ -85,16 +74,17 @@ class RowSpace:
     def __init__(self, objective: Objective, variables: CentredAndScaled) -> None:
         assert isinstance(objective.source, LocalRows)
         rows, dtype = objective.source.rows, objective.source.dtype
-        self._stored = objective.source.stored
         self.objective, self._codes, self._weights = objective, rows.codes, rows.weights
         self._shape = objective.source.n_rows, objective.shape[0]
-        self._mean, self._scale = (each.astype(dtype)[:, np.newaxis] for each in (variables.mean, variables.scale))
-        self._intercept_scale = variables.intercept_scale
         mean, variance = objective.moments
-        self._square = float((variance if objective.fit_intercept else variance + mean**2).sum())  # of that length
-        self._penalty = objective.penalty / self._square
-        self._rows = list(_parts(rows.X, self._shape[1]))
-        self._features = list(_parts(rows.X.T.tocsr(), self._shape[1]))
+        square = float((variance if objective.fit_intercept else variance + mean**2).sum())
+        self._length = square**0.5
+        self._penalty = objective.penalty / square
+        self._mean = (variables.mean / self._length).astype(dtype)
+        self._scale, self._intercept_scale = variables.scale.astype(dtype), variables.intercept_scale
+        self._rows = rows.X * dtype.type(1.0 / self._length)  # SciPy divides in float64
+        self._features = self._rows.T.tocsr()
+        self._ones = np.ones(self._shape[0], dtype)
         self._by_feature = np.empty((objective.source.n_features, self._shape[1]), dtype)
         # Where coefficients and intercepts are 0.
         self.start: Vector = np.zeros((2 * self._shape[0] + 1) * self._shape[1])
@@ -123,9 +113,10 @@ class RowSpace:
     def parameters(self, u: Vector) -> Vector:
         """Return the objective's own parameters, [coef | intercept]."""
         combination, _, intercept = self._split(u)
-        self._combine(combination.astype(self._by_feature.dtype), np.zeros(self._shape[1]))
-        coef = self._by_feature.T.astype(np.float64)
-        return np.column_stack([coef, intercept * self._intercept_scale - coef @ self._mean[:, 0]]).ravel()
+        self._combine(combination)
+        coef = self._by_feature.T.astype(np.float64) / self._length
+        mean = self._mean.astype(np.float64) * self._length
+        return np.column_stack([coef, intercept * self._intercept_scale - coef @ mean]).ravel()
 
     @cached_property
     def _first(self) -> Point:
@@ -155,37 +146,18 @@ class RowSpace:
 
     def _times_gram(self, combination: Array, by_intercept: Vector) -> tuple[Array, float]:
         """Return K times a combination, and the largest derivative if it and `by_intercept` are the gradient."""
-        shift, norm = self._combine(combination.astype(self._by_feature.dtype), by_intercept)
-        product = np.empty(self._shape, self._by_feature.dtype)
+        self._combine(combination)
+        by_intercept = by_intercept.astype(self._mean.dtype)
+        norm = _native.largest_derivative(self._by_feature, self._scale, self._mean, by_intercept)
+        product = sparse.product(self._rows, self._by_feature, times=self._ones, less=self._mean @ self._by_feature)
+        of_intercept = np.abs(by_intercept).max(initial=0.0) * max(1.0, self._intercept_scale)
+        return product, float(np.max([norm * self._length, of_intercept]))  # NaN if one is
 
-        def fill(part: _Part) -> None:
-            product[part.where] = part.matrix @ self._by_feature - shift
-
-        in_threads(fill, self._rows, self._threads())
-        return product, norm
-
-    def _combine(self, combination: Array, by_intercept: Vector) -> tuple[Array, float]:
-        """Put the combination of centred rows, over that square, in `_by_feature`; return its product with the mean.
-
-        And the largest entry of it before it was divided, as a gradient by all parameters.
-        """
-        total, dtype = combination.sum(axis=0), combination.dtype
-        of_mean = by_intercept.astype(dtype)
-
-        def fill(part: _Part) -> tuple[Array, float]:
-            mean, scale = self._mean[part.where], self._scale[part.where]
-            found = self._by_feature[part.where]
-            np.subtract(part.matrix @ combination, mean * total, out=found)
-            norm = max(_largest(found * scale), _largest(found + mean * of_mean))
-            found /= self._square
-            return mean[:, 0] @ found, norm
-
-        shifts, norms = zip(*in_threads(fill, self._features, self._threads()), strict=True)
-        of_intercept = _largest(by_intercept) * max(1.0, self._intercept_scale)
-        return np.sum(shifts, axis=0), float(np.max([*norms, of_intercept]))  # NaN if one is
-
-    def _threads(self) -> int:
-        return min(threads_for(self._stored), _FEWEST_PARTS)
+    def _combine(self, combination: Array) -> None:
+        """Put the combination of centred rows in `_by_feature`."""
+        dtype = self._mean.dtype
+        total = combination.sum(axis=0).astype(dtype)
+        sparse.product(self._features, combination.astype(dtype), times=self._mean, less=total, out=self._by_feature)
 
     def _split(self, u: Vector) -> tuple[Array, Array, Vector]:
         size = self._shape[0] * self._shape[1]
@@ -215,18 +187,3 @@ class _Step(NamedTuple):
     def gain(self, steps: list[Vector], changes: list[Vector]) -> float:
         """Return infinity: gradients are no steps without it."""
         return np.inf
-
-
-def _largest(array: Array) -> float:
-    return max(float(array.max(initial=0.0)), -float(array.min(initial=0.0)))  # NaN if one is NaN
-
-
-def _parts(matrix: Any, columns: int) -> Iterator[_Part]:
-    """Yield a CSR matrix in parts with equally many stored numbers, whose products have so many columns."""
-    rows, stored = matrix.shape[0], matrix.indptr
-    count = max(_FEWEST_PARTS, rows * columns * matrix.dtype.itemsize // _PART_BYTES)
-    bounds = np.searchsorted(stored, stored[-1] * np.arange(1, count) // count)
-    for start, stop in zip([0, *bounds], [*bounds, rows], strict=True):
-        inside = slice(stored[start], stored[stop])
-        part = (matrix.data[inside], matrix.indices[inside], stored[start : stop + 1] - stored[start])
-        yield _Part(slice(start, stop), csr_array(part, shape=(stop - start, matrix.shape[1])))

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import scipy.sparse
 from threadpoolctl import ThreadpoolController
 
-from softmaxloss import _native
+from softmaxloss import _native, sparse
 from softmaxloss.runtime import get_num_threads
 
 Array = npt.NDArray[Any]
@@ -26,6 +26,9 @@ _T = TypeVar("_T")
 # they are not many. Fewer rows make poor matrix products (measured).
 _BLOCK_BYTES = 1 << 20
 _ENOUGH_ROWS = 512
+
+# Of sparse rows a block has so many numbers for each feature: its sums by feature take as long as it does otherwise.
+_NUMBERS_PER_FEATURE = 64
 
 # With less to multiply than this, one thread is done before others are awake.
 _WORTH_THREADS = 1 << 22
@@ -47,15 +50,20 @@ class Rows(NamedTuple):
     weights: Vector
 
     def blocks(self, n_classes: int) -> Iterator["Rows"]:
-        """Yield them in blocks whose logits and features are not too many."""
+        """Yield them in blocks whose logits and features are not too many, nor too few."""
         count = len(self.codes)
-        step = count if self.is_sparse else max(_ENOUGH_ROWS, _BLOCK_BYTES // (n_classes * self.X.dtype.itemsize))
-        for start in range(0, count, max(step, 1)):
+        if self.is_sparse:
+            step = count * self.X.shape[1] * _NUMBERS_PER_FEATURE // max(self.X.nnz, 1)
+        else:
+            step = _BLOCK_BYTES // (n_classes * self.X.dtype.itemsize)
+        step = max(step, _ENOUGH_ROWS)
+        for start in range(0, count, step):
             yield self.part(slice(start, min(start + step, count)))
 
     def part(self, rows: slice) -> "Rows":
         """Return some of them."""
-        return Rows(self.X[rows], self.codes[rows], self.weights[rows])
+        X = sparse.some_rows(self.X, rows) if self.is_sparse else self.X[rows]
+        return Rows(X, self.codes[rows], self.weights[rows])
 
     @property
     def is_sparse(self) -> bool:
@@ -244,7 +252,9 @@ def add(parts: Any) -> Sums:
 def weighted_sum(rows: Rows, origin: Vector, power: Literal[1, 2]) -> Sums:
     """Return the weighted sum of the distances of the features from an origin, or of their squares."""
     with np.errstate(over="ignore", invalid="ignore"):  # whoever asks looks for what overflowed
-        return ((_sparse_sum if rows.is_sparse else _dense_sum)(rows, origin, power),)
+        if rows.is_sparse:
+            return (sparse.sum_of_distances(rows.X, rows.weights, origin, power),)
+        return (_dense_sum(rows, origin, power),)
 
 
 def _dense_sum(rows: Rows, origin: Vector, power: Literal[1, 2]) -> Vector:
@@ -254,16 +264,4 @@ def _dense_sum(rows: Rows, origin: Vector, power: Literal[1, 2]) -> Vector:
         block = rows.part(slice(start, start + step))
         distances = block.X - origin
         total += block.weights @ (distances if power == 1 else np.square(distances))
-    return total
-
-
-def _sparse_sum(rows: Rows, origin: Vector, power: Literal[1, 2]) -> Vector:
-    """Sum over what is stored, and add what is not: so many zeros, all at the same distance."""
-    columns, size = rows.X.indices, len(origin)
-    weights = np.repeat(rows.weights, np.diff(rows.X.indptr))
-    stored = np.bincount(columns, weights * (rows.X.data - origin[columns]) ** power, size)
-    # No zero is missing from a full column, whatever its weights' sum is rounded to.
-    is_full = np.bincount(columns, minlength=size) >= len(rows.codes)
-    missing = np.where(is_full, 0.0, rows.weights.sum() - np.bincount(columns, weights, size))
-    total: Vector = stored + missing * (-origin) ** power
     return total

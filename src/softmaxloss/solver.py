@@ -8,18 +8,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from softmaxloss.lbfgs import Pairs
 from softmaxloss.line_search import Point, step_along
 
 Vector = npt.NDArray[np.float64]
 ValueAndGradient = Callable[[Vector], tuple[float, Vector]]
 Map = Callable[[Vector], Vector]
-
-# The steps remembered: 40 need a third of the iterations of 10 where features are strongly correlated (measured on
-# scikit-learn's breast cancer data, unscaled). Fewer are kept where they would take more than this much memory, but
-# never fewer than will do.
-_MOST_STEPS = 40
-_FEWEST_STEPS = 4
-_STEPS_BYTES = 1 << 28
 
 # The curvature changes with the point, most at first: the preconditioner is made anew after these iterations, and then
 # after every so many.
@@ -32,6 +26,9 @@ _NEWTON_RENEWALS = (1, 4, 8, 13)
 # A preconditioner is worth it if its metric makes the cosines between steps and the gradient's changes larger by this
 # factor; so many of the last steps are looked at, which tell of the curvature as it is now.
 _NEARER, _STEPS_SEEN = 1.2, 3
+
+# After so many steps they tell how long the next ought to be.
+_ENOUGH_STEPS = 40
 
 # After so many iterations without a new lowest gradient, or a value lower by this share of the first, rounding has the
 # last word. Ill-conditioned functions need some dozens between two lows.
@@ -125,11 +122,10 @@ class Solution:
 class State:
     """All that the next iteration depends on: with it the iterations go on as if they had never stopped.
 
-    `steps` and `changes` are the last steps in u and what they did to the gradient, `lowest` is the point of the
-    lowest gradient so far, `lowest_value` the lowest value, by `progress` at least below others, and `found_at` the
-    iteration of the later of the two. `renewed_at` is where the preconditioner was made, `preconditioner` which of them
-    it is, or was last, and `preconditioned` says whether it helps. `length` is the last step's, in multiples of its
-    direction.
+    `pairs` are the last steps in u and what they did to the gradient, `lowest` is the point of the lowest gradient so
+    far, `lowest_value` the lowest value, by `progress` at least below others, and `found_at` the iteration of the later
+    of the two. `renewed_at` is where the preconditioner was made, `preconditioner` which of them it is, or was last,
+    and `preconditioned` says whether it helps. `length` is the last step's, in multiples of its direction.
     """
 
     current: Point
@@ -141,8 +137,7 @@ class State:
     preconditioner: int = 0
     preconditioned: bool = True
     length: float = 1.0
-    steps: list[Vector] = field(default_factory=list)
-    changes: list[Vector] = field(default_factory=list)
+    pairs: Pairs = field(default_factory=Pairs)
     values: list[float] = field(default_factory=list)
 
 
@@ -202,16 +197,15 @@ def minimize(
 
     Notes
     -----
-    The direction is that of L-BFGS [1]_ with the preconditioner, times the factor that the last step calls for, as
-    the first approximation. Near the minimum the value falls by less than its own rounding error while the gradient
-    is still far from its own: a gradient of 1e-8 is a decrease of 1e-16. There the decrease is taken from the slopes
-    at both ends of a step by the trapezoid rule, which is exact for a quadratic, the idea behind the approximate Wolfe
-    condition of [2]_.
+    The direction is that of L-BFGS with the preconditioner, times the factor that the last step calls for, as the first
+    approximation: see `softmaxloss.lbfgs.Pairs`. Near the minimum the value falls by less than its own rounding error
+    while the gradient is still far from its own: a gradient of 1e-8 is a decrease of 1e-16. There the decrease is taken
+    from the slopes at both ends of a step by the trapezoid rule, which is exact for a quadratic, the idea behind the
+    approximate Wolfe condition of [1]_.
 
     References
     ----------
-    .. [1] J. Nocedal, "Updating quasi-Newton matrices with limited storage", Math. Comp. 35, 1980.
-    .. [2] W. W. Hager, H. Zhang, "A new conjugate gradient method with guaranteed descent and an efficient
+    .. [1] W. W. Hager, H. Zhang, "A new conjugate gradient method with guaranteed descent and an efficient
        line search", SIAM J. Optim. 16, 2005.
 
     Examples
@@ -333,7 +327,7 @@ class _Descent:
         numbers = [
             number
             for number, candidate in enumerate(self.preconditioners)
-            if number == state.preconditioner or (state.steps and candidate.after <= len(state.values))
+            if number == state.preconditioner or (state.pairs.steps and candidate.after <= len(state.values))
         ]
         most, state.preconditioned, self.precondition = math.log(_NEARER), False, np.copy
         for number in reversed(numbers):
@@ -342,31 +336,29 @@ class _Descent:
             if gain > most:
                 most, state.preconditioner, state.preconditioned, self.precondition = gain, number, True, made
             if made.is_newton:
-                state.steps.clear()
-                state.changes.clear()
+                state.pairs.clear()
             if gain == np.inf:  # no other can help more
                 break
 
     @staticmethod
     def _gain(state: State, preconditioner: Preconditioner) -> float:
         """Return what the last steps tell of it: that it may help, where there are none."""
-        steps, changes = state.steps[-_STEPS_SEEN:], state.changes[-_STEPS_SEEN:]
+        steps, changes = state.pairs.steps[-_STEPS_SEEN:], state.pairs.changes[-_STEPS_SEEN:]
         return float(preconditioner.gain(steps, changes)) if steps else np.inf
 
     def iterate(self, state: State) -> bool:
         """Move to the next point; False, and nothing is changed, where no step leads further down."""
         old = state.current
-        # While few steps are remembered, a direction's length is a guess.
-        after = state.length if len(state.values) < _MOST_STEPS else 1.0
-        found = step_along(self.evaluate, old, self.direction(state), after=after)
-        if found is None and state.steps:  # what is remembered may be misleading by now
+        # While few steps are known, a direction's length is a guess.
+        after = state.length if len(state.values) < _ENOUGH_STEPS else 1.0
+        found = step_along(self.evaluate, old, state.pairs.direction(old.gradient, self.precondition), after=after)
+        if found is None and state.pairs.steps:  # what is remembered may be misleading by now
             found = step_along(self.evaluate, old, -self.precondition(old.gradient))
-            state.steps.clear()
-            state.changes.clear()
+            state.pairs.clear()
         if found is None:
             return False
         new, state.length = found
-        _remember(state, new.u - old.u, new.gradient - old.gradient)
+        state.pairs.add(new.u - old.u, new.gradient - old.gradient)
         state.current = new
         state.values.append(new.value)
         if new.gradient_norm < state.lowest.gradient_norm:
@@ -374,30 +366,3 @@ class _Descent:
         if new.value < state.lowest_value - state.progress:
             state.lowest_value, state.found_at = new.value, len(state.values)
         return True
-
-    def direction(self, state: State) -> Vector:
-        """Return minus the approximate inverse Hessian times the gradient."""
-        downhill = -state.current.gradient
-        pairs = [(step, change, 1.0 / (step @ change)) for step, change in zip(state.steps, state.changes, strict=True)]
-        weights = []
-        for step, change, curvature in reversed(pairs):
-            weights.append(curvature * (step @ downhill))
-            downhill -= weights[-1] * change
-        direction = self.precondition(downhill)
-        if pairs:
-            _, change, curvature = pairs[-1]
-            direction /= curvature * (change @ self.precondition(change))
-        for (step, change, curvature), weight in zip(pairs, reversed(weights), strict=True):
-            direction += (weight - curvature * (change @ direction)) * step
-        return direction
-
-
-def _remember(state: State, step: Vector, change: Vector) -> None:
-    """Add a pair that shows curvature, and forget the oldest where there are too many."""
-    if step @ change <= 1e-14 * np.sqrt(step @ step) * np.sqrt(change @ change):
-        return
-    state.steps.append(step)
-    state.changes.append(change)
-    room = _STEPS_BYTES // (2 * max(1, step.nbytes))
-    if len(state.steps) > min(max(room, _FEWEST_STEPS), _MOST_STEPS):
-        del state.steps[0], state.changes[0]
