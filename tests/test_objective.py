@@ -128,7 +128,7 @@ def small_problem(n_classes, dtype=np.float64):
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_the_gradient_is_the_slope_of_the_value(n_classes, fit_intercept, sparse, monkeypatch):
     monkeypatch.setattr(softmaxloss.rows, "_ENOUGH_ROWS", 7)
-    monkeypatch.setattr(softmaxloss.rows, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(softmaxloss.rows, "_LOGITS_BYTES", 1)
     X, codes, weights = small_problem(n_classes)
     of = objective_of(
         scipy.sparse.csr_array(X) if sparse else X,
@@ -206,7 +206,7 @@ def test_blocks_of_rows_give_the_answer_of_one_block(monkeypatch):
     X, y = dataset("digits")
     whole = SoftmaxClassifier(tol=1e-6).fit(X, y)
     monkeypatch.setattr(softmaxloss.rows, "_ENOUGH_ROWS", 100)
-    monkeypatch.setattr(softmaxloss.rows, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(softmaxloss.rows, "_LOGITS_BYTES", 1)
 
     in_blocks = SoftmaxClassifier(tol=1e-6).fit(X, y)
 

@@ -22,10 +22,13 @@ Sums = tuple[Any, ...]
 _Item = TypeVar("_Item")
 _T = TypeVar("_T")
 
-# Rows are taken in blocks, so that the loss finds the logits in a cache, and the second product the features where
-# they are not many. Fewer rows make poor matrix products (measured).
-_BLOCK_BYTES = 1 << 20
+# Rows are taken in blocks of so many bytes at most, so that the loss finds the logits in a cache, and the second product
+# the features. Fewer rows make poor matrix products (measured).
+_LOGITS_BYTES, _FEATURES_BYTES = 1 << 22, 1 << 21
 _ENOUGH_ROWS = 512
+
+# Distances from an origin are taken so many bytes at a time.
+_DISTANCES_BYTES = 1 << 20
 
 # Of sparse rows a block has so many numbers for each feature: its sums by feature take as long as it does otherwise.
 _NUMBERS_PER_FEATURE = 64
@@ -55,7 +58,8 @@ class Rows(NamedTuple):
         if self.is_sparse:
             step = count * self.X.shape[1] * _NUMBERS_PER_FEATURE // max(self.X.nnz, 1)
         else:
-            step = _BLOCK_BYTES // (n_classes * self.X.dtype.itemsize)
+            of_logits, of_features = n_classes * self.X.dtype.itemsize, max(1, self.X.shape[1]) * self.X.dtype.itemsize
+            step = min(_LOGITS_BYTES // of_logits, _FEATURES_BYTES // of_features)
         step = max(step, _ENOUGH_ROWS)
         for start in range(0, count, step):
             yield self.part(slice(start, min(start + step, count)))
@@ -259,7 +263,7 @@ def weighted_sum(rows: Rows, origin: Vector, power: Literal[1, 2]) -> Sums:
 
 def _dense_sum(rows: Rows, origin: Vector, power: Literal[1, 2]) -> Vector:
     total = np.zeros(len(origin))
-    step = max(1, _BLOCK_BYTES // max(1, 8 * len(origin)))
+    step = max(1, _DISTANCES_BYTES // max(1, 8 * len(origin)))
     for start in range(0, len(rows.codes), step):
         block = rows.part(slice(start, start + step))
         distances = block.X - origin
