@@ -378,7 +378,7 @@ def test_newton_steps_are_as_few_as_they_are_known_to_be():
         np.zeros(50),
         tol=1e-12,
         max_iter=50,
-        preconditioners=[Candidate(Newton)],
+        preconditioners=[Candidate(Newton, renewals=(1, 4, 8))],
         on_state=lambda state: remembered.append(len(state.pairs.steps)),
     )
     assert solution.converged

@@ -71,13 +71,13 @@ class Objective:
         coef, intercept = self.layer(parameters)
         loss, by_coef, by_intercept = self.source.total(loss_and_gradient, coef, intercept, self.label_smoothing)
         matrix = parameters.reshape(self.shape)
-        gradient = np.empty(self.shape)
-        np.divide(by_coef[self.first :], self.total_weight, out=gradient[:, :-1])
-        np.divide(by_intercept[self.first :], self.total_weight, out=gradient[:, -1])
-        gradient[:, :-1] += self.penalty * matrix[:, :-1]
-        if not self.fit_intercept:
-            gradient[:, -1] = 0.0
-        value = float(loss) / self.total_weight + 0.5 * self.penalty * float(np.square(matrix[:, :-1]).sum())
+        # In place, as far as it goes: new memory takes as long as what is done with it.
+        gradient = matrix * (self.penalty * self.total_weight)
+        gradient[:, :-1] += by_coef[self.first :]
+        gradient[:, -1] = by_intercept[self.first :] if self.fit_intercept else 0.0
+        gradient /= self.total_weight
+        squares = float(np.einsum("kj,kj->", matrix[:, :-1], matrix[:, :-1]))
+        value = float(loss) / self.total_weight + 0.5 * self.penalty * squares
         return value, gradient.ravel()
 
     def layer(self, parameters: Vector) -> tuple[Array, Array]:

@@ -61,7 +61,7 @@ def kronecker_rows(n_rows: int, n_features: int, n_classes: int, *, is_sparse: b
 
 def hessian_rows(n_rows: int, n_features: int, n_classes: int, n_parameters: int, *, passes: int) -> int:
     """Return how many rows make a Hessian by all the parameters in the time of so many passes; 0 where none do."""
-    if _is_quick(n_rows, n_parameters):
+    if is_quick(n_rows, n_parameters):
         return n_rows
     products = min(passes * pass_products(n_rows, n_features, n_classes), _MOST_HESSIAN_PRODUCTS)
     affordable = products // n_parameters**2
@@ -69,8 +69,8 @@ def hessian_rows(n_rows: int, n_features: int, n_classes: int, n_parameters: int
     return rows if rows >= min(n_rows, _ROWS_PER_FEATURE * n_parameters) else 0
 
 
-def _is_quick(n_rows: int, n_parameters: int) -> bool:
-    """Tell whether the Hessian of all rows, and its factor, take no longer than a few values."""
+def is_quick(n_rows: int, n_parameters: int) -> bool:
+    """Tell whether the Hessian of all rows by all parameters, and its factor, take no longer than a few values."""
     return n_rows * n_parameters**2 + n_parameters**3 // 3 <= _FEW_HESSIAN_PRODUCTS
 
 
@@ -105,7 +105,7 @@ class HessianPreconditioner:
             for k in range(n_classes):
                 hessian[k, :, k, :] += (features * (weights * probabilities[:, k])[:, None]).T @ features
         matrix = hessian.reshape(n_classes * size, -1)
-        self.is_newton = _is_quick(objective.source.n_rows, len(matrix))
+        self.is_newton = is_quick(objective.source.n_rows, len(matrix))
         penalties = np.append(objective.penalty * np.square(variables.scale), 0.0)
         matrix.flat[:: len(matrix) + 1] += np.tile(penalties, n_classes) + _LEAST_EIGENVALUE
         self._factor, _ = scipy.linalg.cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
@@ -148,6 +148,38 @@ class MetricPreconditioner(ABC):
             ]
         gain = float(np.mean(gains)) if gains else 0.0
         return gain if np.isfinite(gain) else -np.inf
+
+
+class ScalePreconditioner(MetricPreconditioner):
+    r"""Takes back some of what makes features alike: variables in which their scales are raised to a power below 1.
+
+    Where each feature is scaled to a curvature of about one, the rare and the small, of which there may be very many,
+    are as steep as those that tell most; in the units that they come in, the penalty hides them. Texts need a half to a
+    fifth of the steps with a fourth of the scaling, and data in units of their own choice all of it (measured): hence
+    the steps decide. It takes no time beside a pass, whatever the size.
+
+    Parameters
+    ----------
+    variables : CentredAndScaled
+        What is scaled wholly.
+    power : float
+        How much of that is left, less than 1.
+    """
+
+    def __init__(self, variables: CentredAndScaled, power: float) -> None:
+        scale = variables.scale
+        smallest = scale.min(initial=np.inf, where=scale > 0)
+        ratio = np.divide(smallest, scale, out=np.ones_like(scale), where=scale > 0)
+        self._shares = np.append(ratio ** (2.0 * (1.0 - power)), 1.0)
+
+    def __call__(self, gradient: Vector) -> Vector:
+        """Return a vector's step, both with respect to the scaled variables."""
+        step: Vector = (gradient.reshape(-1, len(self._shares)) * self._shares).ravel()
+        return step
+
+    def _squared_length(self, step: Vector) -> float:
+        """Return the product of a step with its inverse image."""
+        return float((np.square(step.reshape(-1, len(self._shares))) / self._shares).sum())
 
 
 class KroneckerPreconditioner(MetricPreconditioner):

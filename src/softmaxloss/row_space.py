@@ -36,25 +36,20 @@ Vector = npt.NDArray[np.float64]
 _FEATURES_PER_ROW, _FEWEST_FEATURES = 2, 1000
 
 
-# How many times as large as the smallest features the largest may be. Steps are those of features as they are, which
-# the largest dominate; and their rounding errors hide the smallest.
-_MOST_UNLIKE = 300.0
+# Of the products of rows, what centring leaves may be rounded by no more than this share.
+_MOST_ROUNDED = 1e-3
 
 
 def suits(objective: Objective, variables: CentredAndScaled) -> bool:
-    """Tell whether there are so few rows, sparse and in this process, of features that are not too unlike.
-
-    A feature is as large as the root of its mean square, but no smaller than what the penalty makes of it: see
-    `Objective.centred_and_scaled`.
-    """
+    """Tell whether there are so few rows, sparse and in this process, and of means that rounding can take away."""
     source = objective.source
     if not (isinstance(source, LocalRows) and source.is_sparse):
         return False
     if source.n_features < max(_FEATURES_PER_ROW * source.n_rows, _FEWEST_FEATURES) or not variables.scale.any():
         return False
-    mean, variance = objective.moments
-    curvature = objective.steepest * (variance + mean**2) + objective.penalty
-    return bool(curvature.max() <= _MOST_UNLIKE**2 * curvature[curvature > 0.0].min())
+    _, variance = objective.moments
+    rounding = np.finfo(source.dtype).eps * np.square(variables.mean).max()
+    return bool(rounding <= _MOST_ROUNDED * variance.sum())
 
 
 class RowSpace:

@@ -22,8 +22,8 @@ Sums = tuple[Any, ...]
 _Item = TypeVar("_Item")
 _T = TypeVar("_T")
 
-# Rows are taken in blocks of so many bytes at most, so that the loss finds the logits in a cache, and the second product
-# the features. Fewer rows make poor matrix products (measured).
+# Rows are taken in blocks of so many bytes at most, so that the loss finds the logits in a cache, and the second
+# product the features. Fewer rows make poor matrix products (measured).
 _LOGITS_BYTES, _FEATURES_BYTES = 1 << 22, 1 << 21
 _ENOUGH_ROWS = 512
 

@@ -15,13 +15,10 @@ Vector = npt.NDArray[np.float64]
 ValueAndGradient = Callable[[Vector], tuple[float, Vector]]
 Map = Callable[[Vector], Vector]
 
-# The curvature changes with the point, most at first: the preconditioner is made anew after these iterations, and then
-# after every so many.
-_RENEWALS = (4, 8, 16, 28)
+# The curvature changes with the point, most at first: preconditioners are made anew after these iterations, unless the
+# first of them says otherwise, and then after every so many.
+RENEWALS = (4, 8, 16, 28)
 _RENEWED_EVERY = 40
-
-# The Hessian itself is made anew more often, where that takes no longer than a few values.
-_NEWTON_RENEWALS = (1, 4, 8, 13)
 
 # A preconditioner is worth it if its metric makes the cosines between steps and the gradient's changes larger by this
 # factor; so many of the last steps are looked at, which tell of the curvature as it is now.
@@ -54,7 +51,7 @@ class Preconditioner(Protocol):
 
     @property
     def is_newton(self) -> bool:
-        """Whether it is that of the Hessian itself, and quickly made: so often, and earlier steps tell nothing more."""
+        """Whether it is that of the Hessian itself, beside which earlier steps tell nothing more."""
 
     def __call__(self, gradient: Vector) -> Vector:
         """Return the map of a gradient: a step."""
@@ -68,10 +65,14 @@ class Preconditioner(Protocol):
 
 
 class Candidate(NamedTuple):
-    """What makes a `Preconditioner` at x, worth its time to minimisations of at least so many iterations."""
+    """What makes a `Preconditioner` at x, worth its time to minimisations of at least so many iterations.
+
+    Of the first candidate `renewals` say after which of the first iterations all are made anew.
+    """
 
     make: Callable[[Vector], Preconditioner]
     after: int = 0
+    renewals: Sequence[int] = RENEWALS
 
 
 class OriginalVariables:
@@ -225,7 +226,7 @@ def minimize(
         x = change.to_original(u)
         value, by_x = value_and_gradient(x)
         by_u = change.gradient(by_x)
-        norm = np.maximum(np.abs(by_x).max(initial=0.0), np.abs(by_u).max(initial=0.0))  # NaN if either is
+        norm = np.max([_largest(by_x), _largest(by_u)])  # NaN if either is
         return Point(u, x, value, by_u, float(norm))
 
     return descend(
@@ -289,6 +290,11 @@ def _is_finished(state: State, tol: float, max_iter: int) -> bool:
     return state.current.gradient_norm <= tol or done >= max_iter or done - state.found_at >= _PATIENCE
 
 
+def _largest(vector: Vector) -> float:
+    """Return the largest entry in magnitude, without room for all of these; NaN if one is."""
+    return max(float(vector.max(initial=0.0)), -float(vector.min(initial=0.0)))
+
+
 class _Descent:
     """The function, and how a step is made."""
 
@@ -296,7 +302,6 @@ class _Descent:
         self.evaluate = evaluate
         self.preconditioners = preconditioners
         self.precondition: Map = np.copy
-        self.renewals: tuple[int, ...] = _RENEWALS
 
     def start_at(self, u0: Vector, first: int) -> State:
         """Return the state before the first iteration."""
@@ -311,18 +316,16 @@ class _Descent:
     def precondition_as(self, state: State) -> None:
         """Make the preconditioner that the state was left with."""
         if self.preconditioners and state.preconditioned:
-            made = self.preconditioners[state.preconditioner].make(state.renewed_at)
-            self.precondition = made
-            self.renewals = _NEWTON_RENEWALS if made.is_newton else _RENEWALS
+            self.precondition = self.preconditioners[state.preconditioner].make(state.renewed_at)
 
     def is_due(self, number: int) -> bool:
-        """Tell whether the preconditioner is to be made anew after so many iterations."""
-        return number in self.renewals or number % _RENEWED_EVERY == 0
+        """Tell whether preconditioners are to be made anew after so many iterations."""
+        if not self.preconditioners:
+            return False
+        return number in self.preconditioners[0].renewals or number % _RENEWED_EVERY == 0
 
     def renew_preconditioner(self, state: State) -> None:
         """Make them anew at the current point, and use the one that the last steps tell to help most, if any does."""
-        if not self.preconditioners:
-            return
         state.renewed_at = state.current.x
         numbers = [
             number

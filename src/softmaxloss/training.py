@@ -16,13 +16,15 @@ from softmaxloss.preconditioner import (
     FeatureSpectrum,
     HessianPreconditioner,
     KroneckerPreconditioner,
+    ScalePreconditioner,
     hessian_rows,
+    is_quick,
     kronecker_rows,
     reference_penalties,
 )
 from softmaxloss.row_space import RowSpace
 from softmaxloss.rows import Rows, blas
-from softmaxloss.solver import Candidate, Iteration, Preconditioner, Solution, State, descend, minimize
+from softmaxloss.solver import RENEWALS, Candidate, Iteration, Preconditioner, Solution, State, descend, minimize
 
 Vector = npt.NDArray[np.float64]
 
@@ -30,6 +32,13 @@ Vector = npt.NDArray[np.float64]
 # take as long as so many passes.
 _BLOCKS_AFTER, _HESSIAN_AFTER = 8, 100
 _HESSIAN_PASSES = 400
+
+# What takes no longer than a few values is made anew more often; what takes no time, once more.
+_NEWTON_RENEWALS = (1, 4, 8, 13)
+_SCALE_RENEWALS = (2, *RENEWALS)
+
+# Where neither product nor Hessian is, how much may be left of the scaling of the features: see `ScalePreconditioner`.
+_POWERS = (0.25, 0.5)
 
 
 class Preconditioning:
@@ -59,12 +68,14 @@ class Preconditioning:
         self._of_blocks = block_rows(*size, itemsize=source.dtype.itemsize, is_sparse=source.is_sparse)
 
     def candidates(self, objective: Objective, variables: CentredAndScaled) -> list[Candidate]:
-        """Return what makes preconditioners at a point, with one of the penalties; none where they take too much."""
+        """Return what makes preconditioners at a point, with one of the penalties."""
         rows = self._rows
         if not rows:
-            return []
+            return [_fixed(ScalePreconditioner(variables, power)) for power in _POWERS]
         if self._of_hessian:
-            return [Candidate(lambda x: HessianPreconditioner(objective, rows, variables, x))]
+            quick = is_quick(objective.source.n_rows, objective.shape[0] * objective.shape[1])
+            renewals = _NEWTON_RENEWALS if quick else RENEWALS
+            return [Candidate(lambda x: HessianPreconditioner(objective, rows, variables, x), renewals=renewals)]
         spectrum = self._spectrum(objective, rows).of(objective, variables)
 
         def product(x: Vector) -> Preconditioner:
@@ -109,6 +120,11 @@ class Preconditioning:
             reference = objective.with_penalty(penalty)
             self._spectra[penalty] = FeatureSpectrum(reference, rows, reference.centred_and_scaled())
         return self._spectra[penalty]
+
+
+def _fixed(preconditioner: Preconditioner) -> Candidate:
+    """Return what is the same at every point."""
+    return Candidate(lambda _: preconditioner, renewals=_SCALE_RENEWALS)
 
 
 def solve(
