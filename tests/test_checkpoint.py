@@ -101,6 +101,41 @@ def test_a_fit_that_left_its_preconditioner_ends_at_the_same_bits(blocks, calls,
     assert (facts["preconditioner"], facts["preconditioned"]) == ((1, True) if blocks else (0, False))
 
 
+@pytest.mark.parametrize("calls", [(2,), (4, 3), (9, 8), (20,)])
+@pytest.mark.parametrize("unit", [1.0, 1e3])
+def test_a_fit_of_scales_ends_at_the_same_bits(unit, calls, tmp_path, monkeypatch):
+    """Those of features alike, which stay scaled less, and of one in a unit of its own."""
+    random = np.random.default_rng(0)
+    y = np.arange(600) % 3
+    X = random.standard_normal((600, 400)) * (random.random((600, 400)) < 1.0 / np.arange(1, 401) ** 0.7)
+    X[:, 0] = unit * (random.standard_normal(600) + y)
+    X = scipy.sparse.csr_array(X)
+    whole = classifier().fit(X, y)
+    assert whole.n_iter_ > 15
+    path = tmp_path / "state.npz"
+
+    resumed = fit_interrupted_at(calls, path, X, y, monkeypatch)
+
+    np.testing.assert_array_equal(resumed.coef_, whole.coef_)
+    assert resumed.loss_curve_ == whole.loss_curve_
+
+
+@pytest.mark.parametrize("calls", [(4,), (9, 8), (20,)])
+def test_a_fit_whose_product_comes_late_ends_at_the_same_bits(calls, tmp_path, monkeypatch):
+    monkeypatch.setattr(softmaxloss.training, "kronecker_after", lambda *size: 7)
+    random = np.random.default_rng(0)
+    y = np.arange(2000) % 25
+    X = random.standard_normal((25, 60))[y] + random.standard_normal((2000, 60)) @ random.standard_normal((60, 60))
+    whole = classifier().fit(X, y)
+    path = tmp_path / "state.npz"
+
+    resumed = fit_interrupted_at(calls, path, X, y, monkeypatch)
+
+    np.testing.assert_array_equal(resumed.coef_, whole.coef_)
+    with np.load(path) as file:
+        assert json.loads(str(file["facts"]))["preconditioner"] >= 2
+
+
 def test_a_resumed_fit_does_only_what_is_left(tmp_path, monkeypatch):
     X, y = problem()
     path = tmp_path / "state.npz"

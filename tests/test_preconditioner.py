@@ -2,14 +2,23 @@
 
 import numpy as np
 import pytest
+import scipy.sparse
 from learning_problems import objective_of
 from threadpoolctl import threadpool_limits
 
-from softmaxloss import preconditioner
+from softmaxloss import preconditioner, solver, training
 from softmaxloss.class_blocks import BlockPreconditioner, room_for_blocks
 from softmaxloss.classifier import SoftmaxClassifier
-from softmaxloss.preconditioner import FeatureSpectrum, HessianPreconditioner, KroneckerPreconditioner
-from softmaxloss.rows import Rows
+from softmaxloss.objective import CentredAndScaled
+from softmaxloss.preconditioner import (
+    FeatureSpectrum,
+    HessianPreconditioner,
+    KroneckerPreconditioner,
+    ScalePreconditioner,
+    kronecker_after,
+    kronecker_rows,
+)
+from softmaxloss.rows import Rows, spread
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -169,6 +178,137 @@ def test_a_spectrum_serves_smaller_penalties(share, fit_intercept, dtype):
     np.testing.assert_allclose(served(gradient), own(gradient), rtol=1e-2, atol=1e-2 * np.abs(own(gradient)).max())
     np.testing.assert_allclose(served._squared_length(gradient), own._squared_length(gradient), rtol=2e-3)
     np.testing.assert_allclose(spectrum.moments, FeatureSpectrum(other, rows, variables).moments, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.25, 0.5, 1.0])
+def test_scales_are_raised_to_a_power(power):
+    """The step in the original variables is that of features whose scales are these."""
+    scale = np.array([0.5, 2.0, 0.0, 8.0])
+    variables = CentredAndScaled(np.arange(4.0), scale, 1.5)
+    precondition = ScalePreconditioner(variables, power)
+    gradient = np.random.default_rng(0).standard_normal((3, 5))
+    gradient[:, 2] = 0.0  # of a feature that says nothing
+
+    step = precondition(gradient.ravel()).reshape(3, 5)
+
+    wanted = gradient[:, [0, 1, 3]] / scale[[0, 1, 3]] * scale[[0, 1, 3]] ** (2 * power - 1)
+    ratio = step[:, [0, 1, 3]] / wanted
+    np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-13)
+    np.testing.assert_array_equal(step[:, 0], gradient[:, 0])  # the smallest scale
+    np.testing.assert_array_equal(step[:, -1], gradient[:, -1])
+    assert np.all(step[:, 2] == 0.0)
+    assert precondition._squared_length(step.ravel()) == pytest.approx(step.ravel() @ gradient.ravel(), rel=1e-13)
+
+
+def test_scales_of_any_size():
+    scale = np.array([1e-150, 1.0, 1e150, 0.0])
+    precondition = ScalePreconditioner(CentredAndScaled(np.zeros(4), scale, 0.0), 0.5)
+    step = precondition(np.ones(5))
+    assert np.isfinite(step).all()
+    assert precondition.gain([step], [np.ones(5)]) > 0.0
+    nothing = ScalePreconditioner(CentredAndScaled(np.zeros(4), np.zeros(4), 0.0), 0.5)
+    np.testing.assert_array_equal(nothing(np.ones(5)), np.ones(5))
+
+
+def words(n_rows=3000, n_features=1500, n_classes=4, dtype=np.float32):
+    """Return rows of words that are the rarer the later they come, by the classes' own tastes."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(n_classes, size=n_rows)
+    shares = 1.0 / np.arange(1, n_features + 1)
+    tastes = shares * rng.gamma(0.5, size=(n_classes, n_features))
+    counts = rng.poisson(60 * tastes[y] / tastes.sum(axis=1)[y, np.newaxis])
+    rows = np.log1p(counts)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True) + 1e-9
+    return scipy.sparse.csr_array(rows.astype(dtype)), y
+
+
+def used(X, y, monkeypatch, **options):
+    """Return the fit, and which of the scalings was used after each iteration; None for the whole one."""
+    states = []
+
+    def watched(*arguments, **others):
+        def on_state(state):
+            states.append(state.preconditioner if state.preconditioned else None)
+
+        return solver.minimize(*arguments, **{**others, "on_state": on_state})
+
+    monkeypatch.setattr(training, "minimize", watched)
+    return SoftmaxClassifier(**options).fit(X, y), states
+
+
+def test_words_are_scaled_less_than_wholly(monkeypatch):
+    X, y = words()
+    model, states = used(X, y, monkeypatch, C=100.0, tol=1e-6)
+    assert None not in states
+    monkeypatch.setattr(training, "_POWERS", (1.0,))
+    whole, _ = used(X, y, monkeypatch, C=100.0, tol=1e-6)
+    assert model.converged_
+    assert whole.converged_
+    assert 1.5 * model.n_iter_ < whole.n_iter_
+    np.testing.assert_allclose(model.predict_proba(X), whole.predict_proba(X), atol=1e-3)
+
+
+def test_units_are_scaled_away(monkeypatch):
+    """Of a few numbers in units of their own beside many categories: then that is left wholly."""
+    rng = np.random.default_rng(0)
+    categories = rng.integers(400, size=(2000, 2)) * rng.integers(2, size=(2000, 2))
+    numbers = rng.standard_normal((2000, 3))
+    hot = [scipy.sparse.csr_array((np.ones(2000), (np.arange(2000), each))) for each in categories.T]
+    y = (numbers @ [1.0, -1.0, 0.5] + 0.01 * categories[:, 0] + rng.logistic(size=2000) > 2).astype(int)
+    X = scipy.sparse.hstack([scipy.sparse.csr_array(numbers * [1.0, 1e3, 1e-3]), *hot]).tocsr()
+    model, states = used(X, y, monkeypatch, tol=1e-6)
+    assert set(states[4:]) == {None}
+    monkeypatch.setattr(training, "_POWERS", (1.0,))
+    whole, _ = used(X, y, monkeypatch, tol=1e-6)
+    assert model.n_iter_ < 1.3 * whole.n_iter_
+
+
+@pytest.mark.parametrize(
+    ("size", "after"),
+    [
+        ((20000, 256, 100), 0),
+        ((60000, 784, 10), 0),
+        ((1000000, 2048, 1000), 0),  # so many rows that the spectrum takes less than a pass
+        ((20000, 2048, 100), 12),
+        ((200, 4096, 2), 27644),
+    ],
+)
+def test_the_product_is_made_when_it_is_worth_its_time(size, after):
+    assert kronecker_after(*size) == after
+
+
+def test_a_product_that_comes_late(monkeypatch):
+    """Of features strongly correlated: before it, the scalings are tried."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((600, 40)) @ (np.geomspace(1, 1e-3, 40)[:, np.newaxis] * rng.standard_normal((40, 40)))
+    y = (X @ rng.standard_normal((40, 4)) / X.std() + rng.gumbel(size=(600, 4))).argmax(axis=1)
+    monkeypatch.setattr(preconditioner, "_MOST_HESSIAN_PRODUCTS", 0)
+    monkeypatch.setattr(preconditioner, "_FEW_HESSIAN_PRODUCTS", 0)
+    monkeypatch.setattr(training, "block_rows", lambda *size, **options: 0)
+    at_once, _ = used(X, y, monkeypatch, C=100.0, tol=1e-7)
+    monkeypatch.setattr(training, "kronecker_after", lambda *size: 6)
+
+    late, states = used(X, y, monkeypatch, C=100.0, tol=1e-7)
+
+    assert set(states[:5]) <= {None, 0, 1}
+    assert 2 in states[5:]
+    assert late.converged_
+    assert late.n_iter_ < at_once.n_iter_ + 20
+    np.testing.assert_allclose(late.predict_proba(X), at_once.predict_proba(X), atol=1e-4)
+
+
+def test_rows_that_weigh_nothing_tell_nothing(monkeypatch):
+    """The rows that are sampled for the product, here: then all is as without one."""
+    rng = np.random.default_rng(0)
+    X, y, weights = rng.standard_normal((3000, 30)), np.arange(3000) % 40, np.zeros(3000)
+    X[:, 0] += y
+    chosen = spread(3000, kronecker_rows(3000, 30, 40, is_sparse=False))
+    weights[np.setdiff1d(np.arange(3000), chosen)] = 1.0
+    model = SoftmaxClassifier(tol=1e-5).fit(X, y, weights)
+    assert model.converged_
+    kept = weights > 0
+    alone = SoftmaxClassifier(tol=1e-5).fit(X[kept], y[kept])
+    np.testing.assert_allclose(model.predict_proba(X), alone.predict_proba(X), atol=1e-3)
 
 
 def test_penalties_share_references():

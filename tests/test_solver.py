@@ -326,8 +326,8 @@ def test_a_preconditioner_is_used_while_it_helps(gain):
 
 
 def test_of_several_preconditioners_the_one_that_helps_most_is_used():
-    """The second is not considered before the fifth iteration."""
-    first, second = Doubtful(1.0, 0.5, 0.5, 0.5, 0.5), Doubtful(0.4, 0.6, 0.7)
+    """The second is first considered after the fifth iteration."""
+    first, second = Doubtful(1.0, 0.5, 0.5, 0.5, 0.5), Doubtful(0.3, 0.4, 0.6, 0.7)
 
     used = [state[0] for state in states_of(Candidate(first), Candidate(second, after=5))]
 
@@ -337,7 +337,7 @@ def test_of_several_preconditioners_the_one_that_helps_most_is_used():
 
 def test_any_preconditioner_may_be_the_first_one():
     """Then it is among those that are considered from the beginning."""
-    first, second = Doubtful(0.5, 0.5, 0.7), Doubtful(1.0, 0.6, 0.6)
+    first, second = Doubtful(0.5, 0.5, 0.5, 0.7), Doubtful(1.0, 0.6, 0.6, 0.6)
 
     used = [state[0] for state in states_of(Candidate(first), Candidate(second, after=5), first=1)]
 

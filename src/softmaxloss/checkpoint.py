@@ -14,7 +14,7 @@ from softmaxloss.line_search import Point
 from softmaxloss.solver import State
 
 _EVERY = 5  # iterations between two writes
-_FORMAT = 3
+_FORMAT = 4
 
 _POINTS = ("current", "lowest")
 _VECTORS = ("u", "x", "gradient")

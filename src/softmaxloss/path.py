@@ -22,7 +22,7 @@ Vector = npt.NDArray[np.float64]
 # How far beyond the last two minima the next is looked for, in multiples of the way between them.
 _FARTHEST = 2.0
 
-_FORMAT = 2  # of the file of solutions
+_FORMAT = 3  # of the file of solutions
 
 
 def solve_path(

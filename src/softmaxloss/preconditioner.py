@@ -4,6 +4,7 @@ import contextlib
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,18 @@ import scipy.linalg
 
 from softmaxloss.functional import softmax
 from softmaxloss.objective import CentredAndScaled, Objective
-from softmaxloss.rows import Rows
+from softmaxloss.rows import Rows, in_threads, threads_for
 
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
 
-# The two matrices take memory and time as the square and the cube of the features and the classes.
-_MOST_FEATURES, _MOST_SPARSE_FEATURES = 1024, 256
+# The two matrices of the product take memory and time as the square and the cube of the features and the classes: so
+# many products for each cube of the features, with the second moments, on one of two cores (measured). It is worth that
+# to fits of as many passes, and from the start where these are few.
+_MOST_FEATURES, _MOST_SPARSE_FEATURES = 4096, 256
 _MOST_CLASSES = 2048
+_SPECTRUM_PRODUCTS = 29
+_FEW_PASSES = 8
 
 # Second moments of the features are taken from so many rows for each at least; of more, up to the second number, where
 # that takes no longer than this share of a pass. A pass takes as long as this many products for each feature, beside
@@ -27,6 +32,9 @@ _MOST_CLASSES = 2048
 _ROWS_PER_FEATURE, _MOST_ROWS_PER_FEATURE = 8, 32
 _SHARE_OF_PASS = 0.25
 _PRODUCTS_OF_READING = 40
+
+# Second moments are the sum of so many parts of the rows, whatever the number of threads.
+_MOMENT_PARTS = 4
 
 # One spectrum serves penalties down to this share of its own: below it rounding would be left of what the penalty says.
 _LEAST_PENALTY = 1e-4
@@ -57,6 +65,12 @@ def kronecker_rows(n_rows: int, n_features: int, n_classes: int, *, is_sparse: b
         return 0
     affordable = int(_SHARE_OF_PASS * pass_products(n_rows, n_features, n_classes)) // (n_features**2 // 2 + 1)
     return min(max(affordable, _ROWS_PER_FEATURE * n_features), _MOST_ROWS_PER_FEATURE * n_features)
+
+
+def kronecker_after(n_rows: int, n_features: int, n_classes: int) -> int:
+    """Return after how many iterations the product is first made."""
+    passes = _SPECTRUM_PRODUCTS * n_features**3 // pass_products(n_rows, n_features, n_classes)
+    return passes // 2 if passes > _FEW_PASSES else 0
 
 
 def hessian_rows(n_rows: int, n_features: int, n_classes: int, n_parameters: int, *, passes: int) -> int:
@@ -255,15 +269,12 @@ class FeatureSpectrum:
     """
 
     def __init__(self, objective: Objective, rows: Rows, variables: CentredAndScaled) -> None:
-        X = rows.dense
-        roots = np.sqrt(rows.weights / rows.weights.sum()).astype(X.dtype)
-        features = (X - variables.mean.astype(X.dtype)) * variables.scale.astype(X.dtype)
-        features *= roots[:, np.newaxis]
-        self.moments = features.T @ features
+        dtype = objective.source.dtype
+        self.moments = _moments(rows, variables)
         self._penalty, self._scale = objective.penalty, variables.scale
-        penalties = (objective.penalty * np.square(variables.scale)).astype(X.dtype)
+        penalties = (objective.penalty * np.square(variables.scale)).astype(dtype)
         typical = (1.0 - 1.0 / objective.n_classes) / objective.n_classes  # that at 0
-        full = X.dtype.type(typical) * self.moments + np.diag(penalties)
+        full = dtype.type(typical) * self.moments + np.diag(penalties)
         self._shares, self.vectors, self.dual = _eigen(self.moments, full)
         self._of_penalty = 1.0 - typical * self._shares
 
@@ -285,6 +296,27 @@ class FeatureSpectrum:
         """Return the diagonals, a row for each curvature s, between V and V.T in the inverse of s F + R."""
         of_both = np.outer(curvatures, self._shares) + self._of_penalty
         return (1.0 / np.maximum(of_both, _LEAST_CURVATURE)).astype(self.vectors.dtype)
+
+
+def _moments(rows: Rows, variables: CentredAndScaled) -> Array:
+    """Return the weighted second moments of the features, centred and scaled, in their dtype."""
+    dtype, size = rows.X.dtype, rows.X.shape[1]
+    roots = np.sqrt(rows.weights / rows.weights.sum()).astype(dtype)[:, np.newaxis]
+    mean, scale = variables.mean.astype(dtype), variables.scale.astype(dtype)
+
+    def of_part(part: slice) -> Array:
+        features = rows.part(part).dense - mean
+        features *= scale
+        features *= roots[part]
+        moments: Array = features.T @ features
+        return moments
+
+    count = len(rows.codes)
+    bounds = [count * k // _MOMENT_PARTS for k in range(_MOMENT_PARTS + 1)]
+    parts = [slice(start, stop) for start, stop in pairwise(bounds)]
+    threads = threads_for(count * size * size)
+    total: Array = sum(in_threads(of_part, parts, threads), np.zeros((size, size), dtype))
+    return total
 
 
 def reference_penalties(penalties: Sequence[float]) -> dict[float, float]:

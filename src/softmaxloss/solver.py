@@ -319,9 +319,11 @@ class _Descent:
             self.precondition = self.preconditioners[state.preconditioner].make(state.renewed_at)
 
     def is_due(self, number: int) -> bool:
-        """Tell whether preconditioners are to be made anew after so many iterations."""
+        """Tell whether preconditioners are to be made anew after so many iterations, as where one is first worth it."""
         if not self.preconditioners:
             return False
+        if any(number == candidate.after for candidate in self.preconditioners):
+            return True
         return number in self.preconditioners[0].renewals or number % _RENEWED_EVERY == 0
 
     def renew_preconditioner(self, state: State) -> None:

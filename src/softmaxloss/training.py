@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from softmaxloss.preconditioner import (
     ScalePreconditioner,
     hessian_rows,
     is_quick,
+    kronecker_after,
     kronecker_rows,
     reference_penalties,
 )
@@ -65,41 +66,48 @@ class Preconditioning:
         self._of_hessian = hessian_rows(*of_hessian, passes=1)
         self._of_late_hessian = hessian_rows(*of_hessian, passes=_HESSIAN_PASSES)
         self._of_product = kronecker_rows(*size, is_sparse=source.is_sparse)
+        self._product_after = kronecker_after(*size)
         self._of_blocks = block_rows(*size, itemsize=source.dtype.itemsize, is_sparse=source.is_sparse)
 
     def candidates(self, objective: Objective, variables: CentredAndScaled) -> list[Candidate]:
         """Return what makes preconditioners at a point, with one of the penalties."""
-        rows = self._rows
-        if not rows:
-            return [_fixed(ScalePreconditioner(variables, power)) for power in _POWERS]
-        if self._of_hessian:
-            quick = is_quick(objective.source.n_rows, objective.shape[0] * objective.shape[1])
-            renewals = _NEWTON_RENEWALS if quick else RENEWALS
-            return [Candidate(lambda x: HessianPreconditioner(objective, rows, variables, x), renewals=renewals)]
-        spectrum = self._spectrum(objective, rows).of(objective, variables)
+        unknown = ScalePreconditioner(variables, 1.0)
+
+        @cache
+        def spectrum() -> FeatureSpectrum:
+            return self._spectrum(objective).of(objective, variables)
 
         def product(x: Vector) -> Preconditioner:
-            return KroneckerPreconditioner(objective, rows, variables, x, spectrum)
+            if not self._rows.weights.any():
+                return unknown
+            return KroneckerPreconditioner(objective, self._rows, variables, x, spectrum())
 
         def blocks(x: Vector) -> Preconditioner:
-            return BlockPreconditioner(objective, self._block_rows, variables, x, spectrum, self._room)
+            if not self._rows.weights.any():
+                return unknown
+            return BlockPreconditioner(objective, self._block_rows, variables, x, spectrum(), self._room)
 
         def hessian(x: Vector) -> Preconditioner:
             return HessianPreconditioner(objective, self._hessian_rows, variables, x)
 
-        found = [Candidate(product)]
-        if self._of_blocks:
-            found.append(Candidate(blocks, _BLOCKS_AFTER))
+        if self._of_hessian:
+            quick = is_quick(objective.source.n_rows, objective.shape[0] * objective.shape[1])
+            return [Candidate(hessian, renewals=_NEWTON_RENEWALS if quick else RENEWALS)]
+        found = []
+        if not self._of_product or self._product_after:
+            found = [_fixed(ScalePreconditioner(variables, power)) for power in _POWERS]
+        if self._of_product:
+            found.append(Candidate(product, self._product_after))
+        if self._of_product and self._of_blocks:
+            found.append(Candidate(blocks, max(_BLOCKS_AFTER, self._product_after)))
         if self._of_late_hessian:
             found.append(Candidate(hessian, _HESSIAN_AFTER))
         return found
 
     @cached_property
-    def _rows(self) -> Rows | None:
-        """Those of the Hessian or the product; None where there are none, or they weigh nothing."""
-        count = self._of_hessian or self._of_product
-        rows = self._objective.source.sample(count) if count else None
-        return rows if rows and rows.weights.sum() > 0 else None
+    def _rows(self) -> Rows:
+        """Those of the product."""
+        return self._objective.source.sample(self._of_product)
 
     @cached_property
     def _block_rows(self) -> Rows:
@@ -107,18 +115,18 @@ class Preconditioning:
 
     @cached_property
     def _hessian_rows(self) -> Rows:
-        return self._objective.source.sample(self._of_late_hessian)
+        return self._objective.source.sample(self._of_hessian or self._of_late_hessian)
 
     @cached_property
     def _room(self) -> npt.NDArray[Any]:
         return room_for_blocks(self._objective)
 
-    def _spectrum(self, objective: Objective, rows: Rows) -> FeatureSpectrum:
+    def _spectrum(self, objective: Objective) -> FeatureSpectrum:
         """Return the one that serves the objective's penalty."""
         penalty = self._references[objective.penalty]
         if penalty not in self._spectra:
             reference = objective.with_penalty(penalty)
-            self._spectra[penalty] = FeatureSpectrum(reference, rows, reference.centred_and_scaled())
+            self._spectra[penalty] = FeatureSpectrum(reference, self._rows, reference.centred_and_scaled())
         return self._spectra[penalty]
 
 
