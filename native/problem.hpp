@@ -235,17 +235,18 @@ struct ClassBlocksProblem {
 };
 
 // A product of a sparse matrix, of which the numbers of a row lie one after another (CSR), with one of as many columns
-// as there are classes: see sparse_rows.hpp. A row of `out` has times[i] * less taken from it, where there is `less`.
+// as there are classes: see sparse_rows.hpp. An outer product of a column and a row is taken from it, where there is
+// one.
 template <class T, class I>
 struct SparseProblem {
   Index classes = 0;
   const I* starts = nullptr;   // (rows + 1,): of each row's numbers, and of what would be the next
   const I* columns = nullptr;  // of each number
   const T* values = nullptr;
-  const T* dense = nullptr;  // (columns, classes); (rows, classes) for the transposed matrix
-  const T* times = nullptr;  // (rows,)
-  const T* less = nullptr;   // (classes,)
-  T* out = nullptr;          // (rows, classes); (columns, classes) for the transposed matrix
+  const T* dense = nullptr;        // (columns, classes); (rows, classes) for the transposed matrix
+  const T* less_column = nullptr;  // (rows,)
+  const T* less_row = nullptr;     // (classes,)
+  T* out = nullptr;                // (rows, classes); (columns, classes) for the transposed matrix
 };
 
 // Derivatives by the coefficients of centred features. Those by the coefficients of features as they are have mean[i] *

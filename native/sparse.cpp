@@ -28,9 +28,9 @@ const SparseKernels<T, I>& sparse_kernels() {
   if constexpr (sizeof(I) == 8) return kernels<T>().wide_sparse;
 }
 
-// The first row of a part of so many, which have about as much to do each: a row takes some time without a number.
+// The first row of one of so many parts that have about as much to do: a row takes some time without a number.
 template <class I>
-Index first_row(const I* starts, Index rows, Index part, Index parts) {
+Index start_of_part(const I* starts, Index rows, Index part, Index parts) {
   constexpr Index kNumbersPerRow = 2;
   const auto cost = [&](Index row) { return static_cast<Index>(starts[row] - starts[0]) + kNumbersPerRow * row; };
   const Index wanted = cost(rows) * part / parts;
@@ -45,7 +45,8 @@ Index first_row(const I* starts, Index rows, Index part, Index parts) {
   return low;
 }
 
-// The numbers of each row; columns are believed.
+// The numbers lie where the rows' starts say, if these ascend. That they do, and that columns are fewer than the rows
+// of the dense matrix, is for the caller to see to: it would take as long as a product of a few classes.
 template <class T, class I>
 void require_csr(const Vector<I>& starts, const Vector<I>& columns, const Vector<T>& values) {
   require(length(starts) > 0 && length(columns) == length(values));
@@ -69,19 +70,19 @@ SparseProblem<T, I> problem_of(const Vector<I>& starts, const Vector<I>& columns
 
 template <class T, class I>
 void sparse_product(const Vector<I>& starts, const Vector<I>& columns, const Vector<T>& values,
-                    const Matrix<const T>& dense, const Matrix<T>& out, const std::optional<Vector<T>>& times,
-                    const std::optional<Vector<T>>& less) {
+                    const Matrix<const T>& dense, const Matrix<T>& out, const std::optional<Vector<T>>& less_column,
+                    const std::optional<Vector<T>>& less_row) {
   SparseProblem<T, I> problem = problem_of(starts, columns, values, dense, out);
   const Index rows = length(out);
-  require(length(starts) == rows + 1 && times.has_value() == less.has_value());
-  problem.times = pointer(times, rows);
-  problem.less = pointer(less, problem.classes);
+  require(length(starts) == rows + 1 && less_column.has_value() == less_row.has_value());
+  problem.less_column = pointer(less_column, rows);
+  problem.less_row = pointer(less_row, problem.classes);
   nb::gil_scoped_release release;
   const Index numbers = length(values) / std::max<Index>(rows, 1) + 1;
   const int threads = threads_for(rows, numbers * problem.classes);
   parallel_rows(threads, threads, [&](int, Index begin, Index end) {
-    sparse_kernels<T, I>().product(problem, first_row(problem.starts, rows, begin, threads),
-                                   first_row(problem.starts, rows, end, threads));
+    sparse_kernels<T, I>().product(problem, start_of_part(problem.starts, rows, begin, threads),
+                                   start_of_part(problem.starts, rows, end, threads));
   });
 }
 
@@ -117,7 +118,8 @@ double largest_derivative(const Matrix<const T>& centred, const Vector<T>& scale
   return found;
 }
 
-// Adds to sums[j], for each number v in column j of a row of weight w: w * (v - origin[j])^power, w and 1.
+// Adds to sums[j], for each number v in column j of a row of weight w that is not 0: w * (v - origin[j])^power, w
+// and 1.
 template <class T, class I>
 void add_distances(const Vector<I>& starts, const Vector<I>& columns, const Vector<T>& values,
                    const Vector<double>& weights, const Vector<double>& origin, int power, const Matrix<double>& sums) {
@@ -128,6 +130,7 @@ void add_distances(const Vector<I>& starts, const Vector<I>& columns, const Vect
   nb::gil_scoped_release release;
   for (Index i = 0; i < rows; ++i) {
     const double weight = weights.data()[i];
+    if (weight == 0.0) continue;
     const I stop = starts.data()[i + 1];
     for (I k = starts.data()[i]; k < stop; ++k) {
       const auto column = static_cast<Index>(columns.data()[k]);
@@ -145,13 +148,19 @@ template <class T, class I>
 void bind_products(nb::module_& m) {
   m.def("sparse_product", &sparse_product<T, I>, nb::arg("starts").noconvert(), nb::arg("columns").noconvert(),
         nb::arg("values").noconvert(), nb::arg("dense").noconvert(), nb::arg("out").noconvert(),
-        nb::arg("times").noconvert() = nb::none(), nb::arg("less").noconvert() = nb::none());
+        nb::arg("less_column").noconvert() = nb::none(), nb::arg("less_row").noconvert() = nb::none());
   m.def("add_transposed_product", &add_transposed_product<T, I>, nb::arg("starts").noconvert(),
         nb::arg("columns").noconvert(), nb::arg("values").noconvert(), nb::arg("dense").noconvert(),
         nb::arg("out").noconvert());
   m.def("add_distances", &add_distances<T, I>, nb::arg("starts").noconvert(), nb::arg("columns").noconvert(),
         nb::arg("values").noconvert(), nb::arg("weights").noconvert(), nb::arg("origin").noconvert(), nb::arg("power"),
         nb::arg("sums").noconvert());
+}
+
+template <class T>
+void bind_largest_derivative(nb::module_& m) {
+  m.def("largest_derivative", &largest_derivative<T>, nb::arg("centred").noconvert(), nb::arg("scale").noconvert(),
+        nb::arg("mean").noconvert(), nb::arg("by_intercept").noconvert());
 }
 
 }  // namespace
@@ -161,8 +170,8 @@ void bind_sparse(nb::module_& m) {
   bind_products<float, std::int64_t>(m);
   bind_products<double, std::int32_t>(m);
   bind_products<double, std::int64_t>(m);
-  m.def("largest_derivative", &largest_derivative<float>);
-  m.def("largest_derivative", &largest_derivative<double>);
+  bind_largest_derivative<float>(m);
+  bind_largest_derivative<double>(m);
 }
 
 }  // namespace softmaxloss

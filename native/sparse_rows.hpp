@@ -91,7 +91,7 @@ class Numbers {
   template <int kVectors>
   void prefetch(I k) const {
     constexpr I kAhead = 12;
-    if constexpr (kVectors > 1) __builtin_prefetch(row(std::min<I>(k + kAhead, last_)));
+    if constexpr (kVectors > 1) __builtin_prefetch(row(last_ - k > kAhead ? k + kAhead : last_));
   }
 
  private:
@@ -109,7 +109,7 @@ void sparse_product(const SparseProblem<T, I>& problem, Index begin, Index end) 
     const Numbers<T, I, const T> numbers(problem, problem.dense + first, end);
     for (Index i = begin; i < end; ++i) {
       typename decltype(classes)::Values sums;
-      if (problem.less) classes.add_multiple(-problem.times[i], classes.load(problem.less + first), sums);
+      if (problem.less_row) classes.add_multiple(-problem.less_column[i], classes.load(problem.less_row + first), sums);
       const I stop = problem.starts[i + 1];
       for (I k = problem.starts[i]; k < stop; ++k) {
         numbers.template prefetch<decltype(classes)::kCount>(k);

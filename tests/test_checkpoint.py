@@ -136,6 +136,23 @@ def test_a_fit_whose_product_comes_late_ends_at_the_same_bits(calls, tmp_path, m
         assert json.loads(str(file["facts"]))["preconditioner"] >= 2
 
 
+def test_a_state_without_steps_is_kept(tmp_path):
+    """Newton's method forgets them where it makes the Hessian anew, as after 40 iterations that rounding prolongs."""
+    random = np.random.default_rng(0)
+    X, y = random.standard_normal((60, 5)).astype(np.float32), random.integers(3, size=60)
+    path = tmp_path / "state.npz"
+    with pytest.warns(ConvergenceWarning):
+        model = classifier(path, tol=1e-8, max_iter=40).fit(X, y)
+    assert model.n_iter_ == 40
+    with np.load(path) as file:
+        assert file["steps"].shape == file["changes"].shape == (0, 18)
+    with pytest.warns(ConvergenceWarning):
+        resumed = classifier(path, tol=1e-8, max_iter=60).fit(X, y)
+    with pytest.warns(ConvergenceWarning):
+        whole = classifier(tol=1e-8, max_iter=60).fit(X, y)
+    np.testing.assert_array_equal(resumed.coef_, whole.coef_)
+
+
 def test_a_resumed_fit_does_only_what_is_left(tmp_path, monkeypatch):
     X, y = problem()
     path = tmp_path / "state.npz"

@@ -109,7 +109,7 @@ def test_the_minimum_is_that_by_the_coefficients(n_classes, fit_intercept, C):
     assert_allclose(ours.predict_proba(X), theirs.predict_proba(X), atol=1e-5)
 
 
-def test_it_is_for_few_sparse_rows_whose_means_are_no_larger_than_rounding_allows():
+def test_it_is_for_few_sparse_rows_of_features_alike_and_near_0():
     def suits(X, **options):
         codes = np.arange(X.shape[0]) % 2
         options = {"C": 1.0, "n_classes": 2, "fit_intercept": True, "label_smoothing": 0.0, **options}
@@ -122,12 +122,15 @@ def test_it_is_for_few_sparse_rows_whose_means_are_no_larger_than_rounding_allow
     assert not suits(X[:, :999])
     assert suits(X[:, :1000])
     assert not suits(scipy.sparse.vstack([X] * 16).tocsr())
-    for position, far in ((0, True), (5, False)):  # a large mean, or what is large here and there
-        large = X.toarray()
-        large[:, position] = large[:, position] + 1e4 if far else 1e4 * large[:, position]
-        assert suits(scipy.sparse.csr_array(large))
-        assert suits(scipy.sparse.csr_array(large.astype(np.float32))) != far
-        assert suits(scipy.sparse.csr_array(large.astype(np.float32)), fit_intercept=False)
+    one = np.ones(X.shape[1])
+    for dtype in (np.float32, np.float64):
+        assert suits(scipy.sparse.csr_array(X * 1e6 * one).astype(dtype), C=1e-12)
+        for position in (0, 5):  # a large constant, or what is large here and there
+            one[position] = 1e6
+            assert not suits(scipy.sparse.csr_array(X * one).astype(dtype))
+            one[position] = 1.0
+        far = scipy.sparse.csr_array(X.toarray() + 100.0).astype(dtype)
+        assert suits(far) == suits(far, fit_intercept=False) == (dtype == np.float64)
     assert not suits(scipy.sparse.csr_array((40, 1200)))
 
 

@@ -335,6 +335,16 @@ def test_of_several_preconditioners_the_one_that_helps_most_is_used():
     assert len(first.made) == len(second.made) + 2
 
 
+@pytest.mark.parametrize("gain", [0.9, 0.0])
+def test_a_preconditioner_is_not_taken_up_late(gain):
+    """One that has been in use stays as long as it helps; one that has not, or was left, does not come after that."""
+    one, other = Doubtful(1.0, 0.5, gain, 0.9), Doubtful(0.1, 0.1, 0.95)
+
+    used = [state[0] for state in states_of(Candidate(one, until=8), Candidate(other, until=10))]
+
+    assert used[:30] == [0] * 7 + [0 if gain else None] * 23
+
+
 def test_any_preconditioner_may_be_the_first_one():
     """Then it is among those that are considered from the beginning."""
     first, second = Doubtful(0.5, 0.5, 0.5, 0.7), Doubtful(1.0, 0.6, 0.6, 0.6)
@@ -378,7 +388,8 @@ def test_newton_steps_are_as_few_as_they_are_known_to_be():
         np.zeros(50),
         tol=1e-12,
         max_iter=50,
-        preconditioners=[Candidate(Newton, renewals=(1, 4, 8))],
+        preconditioners=[Candidate(Newton)],
+        renewals=(1, 4, 8),
         on_state=lambda state: remembered.append(len(state.pairs.steps)),
     )
     assert solution.converged

@@ -72,7 +72,7 @@ def test_products_less_an_outer_product(instruction_set, n_classes, dtype):
     times, less = dense_of(50, 1, dtype)[:, 0], dense_of(1, n_classes, dtype)[0]
     whole, out = matrix.toarray().astype(np.float64), np.full((50, n_classes), np.nan, dtype)
 
-    ours = sparse.product(matrix, dense, times=times, less=less, out=out)
+    ours = sparse.product(matrix, dense, less=(times, less), out=out)
 
     assert ours is out
     outer = np.outer(times.astype(np.float64), less)
@@ -101,7 +101,7 @@ def test_threads_change_no_bit(threads, n_rows, n_columns):
 
     assert ours.shape == (n_rows, 33)
     for i in range(0, n_rows, 100):
-        np.testing.assert_array_equal(ours[i], sparse.product(sparse.some_rows(matrix, slice(i, i + 1)), dense)[0])
+        np.testing.assert_array_equal(ours[i], sparse.product(sparse.some_rows(matrix, i, i + 1), dense)[0])
 
 
 def test_no_class_or_no_column():
@@ -151,11 +151,11 @@ def test_a_full_constant_column_has_no_distance_left():
     np.testing.assert_array_equal(sparse.sum_of_distances(matrix, weights, np.full(2, 0.1), 2), [0.0, 0.0])
 
 
-@pytest.mark.parametrize("part", [slice(0, 3), slice(2, 9), slice(9, 10), slice(5, 5), slice(7, 3), slice(4, None)])
-def test_some_rows_are_a_view(part):
+@pytest.mark.parametrize(("start", "stop"), [(0, 3), (2, 9), (9, 10), (5, 5), (4, 10)])
+def test_some_rows_are_a_view(start, stop):
     matrix = matrix_of(10, 30)
-    rows = sparse.some_rows(matrix, part)
-    np.testing.assert_array_equal(rows.toarray(), matrix.toarray()[part])
+    rows = sparse.some_rows(matrix, start, stop)
+    np.testing.assert_array_equal(rows.toarray(), matrix.toarray()[start:stop])
     assert rows.nnz == 0 or np.shares_memory(rows.data, matrix.data)
     assert rows.nnz == 0 or np.shares_memory(rows.indices, matrix.indices)
 
@@ -167,6 +167,51 @@ def test_numbers_that_do_not_lie_one_after_another(kind):
     wanted = matrix @ dense
     matrix.data, matrix.indices = np.repeat(matrix.data, 2)[::2], np.repeat(matrix.indices, 2)[::2]
     np.testing.assert_allclose(sparse.product(sparse.checked(matrix), dense), wanted, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_divided(dtype):
+    matrix = matrix_of(10, 30, dtype)
+    small = sparse.divided(matrix, 1e40)
+    quotient = sparse.divided(sparse.divided(matrix, 1e20), 1e-20)
+    np.testing.assert_allclose(quotient.toarray(), matrix.toarray(), rtol=1e-6)
+    assert np.shares_memory(small.indices, matrix.indices)
+    assert small.dtype == dtype
+    denormal = scipy.sparse.csr_array(np.full((2, 2), 1e-40).astype(dtype))
+    np.testing.assert_allclose(sparse.divided(denormal, 1e-40).toarray(), 1.0, rtol=1e-4)
+
+
+def test_several_numbers_of_one_place_count_as_their_sum():
+    matrix = scipy.sparse.csr_array((np.ones(5), np.array([1, 0, 0, 1, 1]), np.array([0, 2, 3, 5])), shape=(3, 2))
+    checked = sparse.checked(matrix)
+    assert checked.has_canonical_format
+    assert len(matrix.data) == 5  # the one given is as it was
+    np.testing.assert_array_equal(checked.toarray(), [[1, 1], [1, 0], [0, 2]])
+    y, weights = [0, 1, 1], np.array([1.0, 2.0, 0.5])
+    model = SoftmaxClassifier(tol=1e-8).fit(matrix, y, weights)
+    dense = SoftmaxClassifier(tol=1e-8).fit(checked.toarray(), y, weights)
+    np.testing.assert_allclose(model.coef_, dense.coef_, atol=1e-6)
+
+
+def test_rows_without_weight_are_no_distance_away():
+    matrix = scipy.sparse.csr_array(np.vstack([np.full((9, 1), 1e8) + np.arange(9)[:, np.newaxis], [[0.0]]]))
+    weights = np.append(np.random.default_rng(0).uniform(0.1, 1, 9), 0.0)
+    origin = np.array([1e8 + 4])
+    exact = weights[:9] @ (np.arange(9) - 4.0) ** 2
+    np.testing.assert_allclose(sparse.sum_of_distances(matrix, weights, origin, 2), exact, rtol=1e-12)
+
+
+def test_coefficients_of_other_features_are_refused():
+    """As SciPy refuses them: nothing is read past their end."""
+    X, y = matrix_of(10, 30), np.arange(10) % 3
+    model = SoftmaxClassifier().fit(X, y)
+    model.coef_ = model.coef_[:, :2].copy()
+    with pytest.raises(ValueError, match="do not go together"):
+        model.decision_function(X)
+    with pytest.raises(ValueError, match="do not go together"):
+        sparse.transposed_product(X, np.ones((10, 2)), np.empty((29, 2)))
+    with pytest.raises(ValueError, match="do not go together"):
+        sparse.sum_of_distances(X, np.ones(10), np.zeros(29), 1)
 
 
 @pytest.mark.parametrize("column", [-1, 30, 1 << 30])

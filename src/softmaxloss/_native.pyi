@@ -104,8 +104,8 @@ def sparse_product(
     values: NDArray[Any],
     dense: NDArray[Any],
     out: NDArray[Any],
-    times: NDArray[Any] | None = None,
-    less: NDArray[Any] | None = None,
+    less_column: NDArray[Any] | None = None,
+    less_row: NDArray[Any] | None = None,
 ) -> None: ...
 def add_transposed_product(
     starts: NDArray[Any], columns: NDArray[Any], values: NDArray[Any], dense: NDArray[Any], out: NDArray[Any]

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from softmaxloss.data.files import replacing
 from softmaxloss.lbfgs import Pairs
 from softmaxloss.line_search import Point
 from softmaxloss.solver import State
+
+Vector = npt.NDArray[np.float64]
+Matrix = npt.NDArray[np.float64]
 
 _EVERY = 5  # iterations between two writes
 _FORMAT = 4
@@ -60,8 +64,8 @@ class Checkpoint:
         facts: dict[str, Any] = {"format": _FORMAT, "identity": self.identity, "found_at": state.found_at}
         facts |= {name: getattr(state, name) for name in ("preconditioner", "preconditioned", "length")}
         arrays: dict[str, Any] = {
-            "steps": np.array(state.pairs.steps).reshape(len(state.pairs.steps), -1),
-            "changes": np.array(state.pairs.changes).reshape(len(state.pairs.changes), -1),
+            "steps": _stacked(state.pairs.steps, state),
+            "changes": _stacked(state.pairs.changes, state),
             "values": np.array(state.values),
             "renewed_at": state.renewed_at,
             "limits": np.array([state.lowest_value, state.progress]),
@@ -102,9 +106,14 @@ def _state(facts: dict[str, Any], arrays: dict[str, Any]) -> State:
         preconditioner=facts["preconditioner"],
         preconditioned=facts["preconditioned"],
         length=facts["length"],
-        pairs=Pairs(arrays["steps"], arrays["changes"]),
+        pairs=Pairs([*map(np.copy, arrays["steps"])], [*map(np.copy, arrays["changes"])]),  # each may be forgotten
         values=arrays["values"].tolist(),
     )
+
+
+def _stacked(vectors: list[Vector], state: State) -> Matrix:
+    """Return vectors in u as rows, of which there may be none."""
+    return np.array(vectors).reshape(len(vectors), state.current.u.size)
 
 
 def _point(name: str, arrays: dict[str, Any]) -> Point:

@@ -59,15 +59,14 @@ class Pairs:
 
     def add(self, step: Vector, change: Vector) -> None:
         """Remember a pair that shows curvature, and forget the oldest where there are too many."""
-        if not step @ change > _LEAST_COSINE * np.sqrt(step @ step) * np.sqrt(change @ change):
-            return
         kept = slice(1 if self.is_full else 0, None)
-        self.steps = [*self.steps[kept], step]
-        self.changes = [*self.changes[kept], change]
-        products = np.zeros((len(self.steps), len(self.steps)), order="F")
+        steps = [*self.steps[kept], step]
+        products = np.zeros((len(steps), len(steps)), order="F")
         products[:-1, :-1] = self._products[kept, kept]
-        products[:, -1] = _dots(self.steps, change)
-        self._products = products
+        products[:, -1] = _dots(steps, change)
+        if not products[-1, -1] > _LEAST_COSINE * np.sqrt(step @ step) * np.sqrt(change @ change):
+            return
+        self.steps, self.changes, self._products = steps, [*self.changes[kept], change], products
 
     def clear(self) -> None:
         """Forget them all."""
@@ -101,6 +100,6 @@ def _dots(vectors: list[Vector], vector: Vector) -> Vector:
 
 
 def _solved(upper: Matrix, right: Vector, *, transposed: bool = False) -> Vector:
-    """Return the solution of the equations of an upper triangular matrix."""
+    """Return the solution of the equations of an upper triangular matrix, whose diagonal is positive."""
     solution: Vector = lapack.dtrtrs(upper, right, trans=int(transposed))[0]
     return solution

@@ -65,8 +65,9 @@ class Rows(NamedTuple):
             yield self.part(slice(start, min(start + step, count)))
 
     def part(self, rows: slice) -> "Rows":
-        """Return some of them."""
-        X = sparse.some_rows(self.X, rows) if self.is_sparse else self.X[rows]
+        """Return adjacent ones."""
+        start, stop, _ = rows.indices(len(self.codes))
+        X = sparse.some_rows(self.X, start, max(start, stop)) if self.is_sparse else self.X[rows]
         return Rows(X, self.codes[rows], self.weights[rows])
 
     @property

@@ -15,8 +15,8 @@ Vector = npt.NDArray[np.float64]
 ValueAndGradient = Callable[[Vector], tuple[float, Vector]]
 Map = Callable[[Vector], Vector]
 
-# The curvature changes with the point, most at first: preconditioners are made anew after these iterations, unless the
-# first of them says otherwise, and then after every so many.
+# The curvature changes with the point, most at first: preconditioners are made anew after these iterations, unless
+# others are asked for, and then after every so many.
 RENEWALS = (4, 8, 16, 28)
 _RENEWED_EVERY = 40
 
@@ -65,14 +65,15 @@ class Preconditioner(Protocol):
 
 
 class Candidate(NamedTuple):
-    """What makes a `Preconditioner` at x, worth its time to minimisations of at least so many iterations.
+    """What makes a `Preconditioner` at x.
 
-    Of the first candidate `renewals` say after which of the first iterations all are made anew.
+    It is worth its time to minimisations of at least `after` iterations. After `until` of them it is used only if it
+    has been before: late steps lie where curvature is sharpest, and say little of what a metric does elsewhere.
     """
 
     make: Callable[[Vector], Preconditioner]
     after: int = 0
-    renewals: Sequence[int] = RENEWALS
+    until: float = math.inf
 
 
 class OriginalVariables:
@@ -150,6 +151,7 @@ def minimize(
     max_iter: int,
     variables: Variables | None = None,
     preconditioners: Sequence[Candidate] = (),
+    renewals: Sequence[int] = RENEWALS,
     first: int = 0,
     on_iteration: Callable[[Iteration], None] | None = None,
     state: State | None = None,
@@ -178,6 +180,8 @@ def minimize(
     preconditioners : sequence of Candidate, optional
         The first of them after 0 iterations. Now and then all that are considered yet are made anew, and the one that
         helps most is used from there on. Where none helps, or none is given, it is the identity.
+    renewals : sequence of int, optional
+        After which of the first iterations that is.
     first : int, optional
         Which of them is used at the start.
     on_iteration : callable, optional
@@ -235,6 +239,7 @@ def minimize(
         tol=tol,
         max_iter=max_iter,
         preconditioners=preconditioners,
+        renewals=renewals,
         first=first,
         on_iteration=on_iteration,
         state=state,
@@ -249,6 +254,7 @@ def descend(
     tol: float,
     max_iter: int,
     preconditioners: Sequence[Candidate] = (),
+    renewals: Sequence[int] = RENEWALS,
     first: int = 0,
     on_iteration: Callable[[Iteration], None] | None = None,
     state: State | None = None,
@@ -258,7 +264,7 @@ def descend(
 
     All that is asked of u and the gradient is that ``gradient @ step`` is the function's derivative along the step.
     """
-    descent = _Descent(point, preconditioners)
+    descent = _Descent(point, preconditioners, renewals)
     state = state or descent.start_at(u0, first)
     if not _is_finished(state, tol, max_iter):
         descent.precondition_as(state)
@@ -298,9 +304,12 @@ def _largest(vector: Vector) -> float:
 class _Descent:
     """The function, and how a step is made."""
 
-    def __init__(self, evaluate: Callable[[Vector], Point], preconditioners: Sequence[Candidate]) -> None:
+    def __init__(
+        self, evaluate: Callable[[Vector], Point], preconditioners: Sequence[Candidate], renewals: Sequence[int]
+    ) -> None:
         self.evaluate = evaluate
         self.preconditioners = preconditioners
+        self.renewals = renewals
         self.precondition: Map = np.copy
 
     def start_at(self, u0: Vector, first: int) -> State:
@@ -322,18 +331,13 @@ class _Descent:
         """Tell whether preconditioners are to be made anew after so many iterations, as where one is first worth it."""
         if not self.preconditioners:
             return False
-        if any(number == candidate.after for candidate in self.preconditioners):
-            return True
-        return number in self.preconditioners[0].renewals or number % _RENEWED_EVERY == 0
+        is_new = any(number == candidate.after for candidate in self.preconditioners)
+        return is_new or number in self.renewals or number % _RENEWED_EVERY == 0
 
     def renew_preconditioner(self, state: State) -> None:
         """Make them anew at the current point, and use the one that the last steps tell to help most, if any does."""
         state.renewed_at = state.current.x
-        numbers = [
-            number
-            for number, candidate in enumerate(self.preconditioners)
-            if number == state.preconditioner or (state.pairs.steps and candidate.after <= len(state.values))
-        ]
+        numbers = [number for number in range(len(self.preconditioners)) if self._is_considered(number, state)]
         most, state.preconditioned, self.precondition = math.log(_NEARER), False, np.copy
         for number in reversed(numbers):
             made = self.preconditioners[number].make(state.renewed_at)
@@ -344,6 +348,11 @@ class _Descent:
                 state.pairs.clear()
             if gain == np.inf:  # no other can help more
                 break
+
+    def _is_considered(self, number: int, state: State) -> bool:
+        candidate, done, is_last = self.preconditioners[number], len(state.values), number == state.preconditioner
+        is_worth_it = is_last or (bool(state.pairs.steps) and candidate.after <= done)
+        return (is_last and state.preconditioned) or (is_worth_it and done <= candidate.until)
 
     @staticmethod
     def _gain(state: State, preconditioner: Preconditioner) -> float:

@@ -91,11 +91,8 @@ class Preconditioning:
             return HessianPreconditioner(objective, self._hessian_rows, variables, x)
 
         if self._of_hessian:
-            quick = is_quick(objective.source.n_rows, objective.shape[0] * objective.shape[1])
-            return [Candidate(hessian, renewals=_NEWTON_RENEWALS if quick else RENEWALS)]
-        found = []
-        if not self._of_product or self._product_after:
-            found = [_fixed(ScalePreconditioner(variables, power)) for power in _POWERS]
+            return [Candidate(hessian)]
+        found = scalings(variables) if not self._of_product or self._product_after else []
         if self._of_product:
             found.append(Candidate(product, self._product_after))
         if self._of_product and self._of_blocks:
@@ -103,6 +100,15 @@ class Preconditioning:
         if self._of_late_hessian:
             found.append(Candidate(hessian, _HESSIAN_AFTER))
         return found
+
+    @property
+    def renewals(self) -> Sequence[int]:
+        """After which of the first iterations they are made anew."""
+        shape = self._objective.shape
+        if self._of_hessian:
+            is_newton = is_quick(self._objective.source.n_rows, shape[0] * shape[1])
+            return _NEWTON_RENEWALS if is_newton else RENEWALS
+        return _SCALE_RENEWALS if not self._of_product or self._product_after else RENEWALS
 
     @cached_property
     def _rows(self) -> Rows:
@@ -130,9 +136,13 @@ class Preconditioning:
         return self._spectra[penalty]
 
 
-def _fixed(preconditioner: Preconditioner) -> Candidate:
-    """Return what is the same at every point."""
-    return Candidate(lambda _: preconditioner, renewals=_SCALE_RENEWALS)
+def scalings(variables: CentredAndScaled) -> list[Candidate]:
+    """Return what leaves some of the scaling of the features; see `_POWERS`."""
+
+    def candidate(preconditioner: Preconditioner) -> Candidate:
+        return Candidate(lambda _: preconditioner, until=_SCALE_RENEWALS[-1])
+
+    return [candidate(ScalePreconditioner(variables, power)) for power in _POWERS]
 
 
 def solve(
@@ -155,8 +165,6 @@ def solve(
         variables = objective.centred_and_scaled()
         if start is None and row_space.suits(objective, variables):
             solution = _in_row_space(objective, variables, tol, max_iter, on_iteration, state, checkpoint)
-            if not solution.converged and solution.n_iter >= max_iter:
-                return solution
             # Rounding may have ended it early, or parted what was minimised from the coefficients: these tell.
             more = minimize(
                 objective.value_and_gradient,
@@ -164,9 +172,14 @@ def solve(
                 tol=tol,
                 max_iter=max_iter - solution.n_iter,
                 variables=variables,
+                preconditioners=scalings(variables),
+                renewals=_SCALE_RENEWALS,
                 on_iteration=None if on_iteration is None else _after(on_iteration, solution.n_iter),
             )
-            return replace(more, n_iter=solution.n_iter + more.n_iter, values=solution.values + more.values)
+            values = solution.values + more.values
+            if solution.n_iter:
+                values[-1] = more.value
+            return replace(more, n_iter=solution.n_iter + more.n_iter, values=values)
         preconditioning = preconditioning or Preconditioning(objective, [objective.penalty])
         return minimize(
             objective.value_and_gradient,
@@ -175,6 +188,7 @@ def solve(
             max_iter=max_iter,
             variables=variables,
             preconditioners=preconditioning.candidates(objective, variables),
+            renewals=preconditioning.renewals,
             first=first,
             on_iteration=on_iteration,
             state=state,
