@@ -3,7 +3,7 @@
 import contextlib
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -95,26 +95,20 @@ class HessianPreconditioner:
     they are centred and scaled, with one for the intercept, plus the penalty.
     """
 
-    def __init__(self, objective: Objective, rows: Rows, variables: CentredAndScaled, x: Vector) -> None:
-        coef, intercept = objective.layer(x)
+    def __init__(self, objective: Objective, rows: "ScaledRows", variables: CentredAndScaled, x: Vector) -> None:
         n_classes, size = objective.shape[0], objective.shape[1]
+        u = variables.from_original(x).reshape(objective.shape)
         hessian = np.zeros((n_classes, size, n_classes, size))
-        total = rows.weights.sum() or 1.0
-        step = max(1, _CHUNK // (n_classes * size))
-        for start in range(0, len(rows.codes), step):
-            block = rows.part(slice(start, start + step))
-            X = block.dense.astype(np.float64)
-            probabilities = softmax(X @ coef.T + intercept, axis=1)[:, objective.first :]
-            features = np.empty((len(X), size))
-            features[:, :-1] = (X - variables.mean) * variables.scale
-            features[:, -1] = variables.intercept_scale
-            weights = block.weights / total
+        for features, weights in rows.blocks(n_classes):
+            logits = np.zeros((len(features), objective.n_classes))
+            np.matmul(features, u.T, out=logits[:, objective.first :])
+            probabilities = softmax(logits, axis=1)[:, objective.first :]
             if n_classes == 1:  # of two: p - p^2 at once
                 p = probabilities[:, 0]
                 hessian[0, :, 0, :] += (features * (weights * p * (1.0 - p))[:, None]).T @ features
                 continue
             roots = np.sqrt(weights)[:, None]
-            both = ((probabilities * roots)[:, :, None] * features[:, None, :]).reshape(len(X), -1)
+            both = ((probabilities * roots)[:, :, None] * features[:, None, :]).reshape(len(features), -1)
             hessian -= (both.T @ both).reshape(hessian.shape)
             for k in range(n_classes):
                 hessian[k, :, k, :] += (features * (weights * probabilities[:, k])[:, None]).T @ features
@@ -133,6 +127,36 @@ class HessianPreconditioner:
     def gain(self, steps: list[Vector], changes: list[Vector]) -> float:
         """Return infinity: it is the Hessian's."""
         return np.inf
+
+
+class ScaledRows:
+    """Rows of features in float64, centred and scaled, with one for the intercept, and of weights whose sum is 1.
+
+    They are kept where they are few: small data take as long to be scaled as all else that is done with them.
+    """
+
+    def __init__(self, rows: Rows, variables: CentredAndScaled) -> None:
+        self._rows, self._variables = rows, variables
+        self._total = rows.weights.sum() or 1.0
+        self._size = len(variables.mean) + 1
+        self._kept = self._scaled(rows) if len(rows.codes) * self._size <= _CHUNK else None
+
+    def blocks(self, n_classes: int) -> Iterator[tuple[Vector, Vector]]:
+        """Yield features and weights, of so many rows that their products with each class take not much memory."""
+        step = max(1, _CHUNK // (n_classes * self._size))
+        for start in range(0, len(self._rows.codes), step):
+            part = slice(start, start + step)
+            if self._kept is None:
+                yield self._scaled(self._rows.part(part))
+            else:
+                yield self._kept[0][part], self._kept[1][part]
+
+    def _scaled(self, rows: Rows) -> tuple[Vector, Vector]:
+        features = np.empty((len(rows.codes), self._size))
+        np.subtract(rows.dense, self._variables.mean, out=features[:, :-1])
+        features[:, :-1] *= self._variables.scale
+        features[:, -1] = self._variables.intercept_scale
+        return features, rows.weights / self._total
 
 
 class MetricPreconditioner(ABC):

@@ -297,8 +297,8 @@ def _is_finished(state: State, tol: float, max_iter: int) -> bool:
 
 
 def _largest(vector: Vector) -> float:
-    """Return the largest entry in magnitude, without room for all of these; NaN if one is."""
-    return max(float(vector.max(initial=0.0)), -float(vector.min(initial=0.0)))
+    """Return the largest entry in magnitude, without room for the magnitudes of all; NaN if one is."""
+    return max(float(vector[vector.argmax()]), -float(vector[vector.argmin()]))
 
 
 class _Descent:

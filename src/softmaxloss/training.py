@@ -16,6 +16,7 @@ from softmaxloss.preconditioner import (
     FeatureSpectrum,
     HessianPreconditioner,
     KroneckerPreconditioner,
+    ScaledRows,
     ScalePreconditioner,
     hessian_rows,
     is_quick,
@@ -87,8 +88,12 @@ class Preconditioning:
                 return unknown
             return BlockPreconditioner(objective, self._block_rows, variables, x, spectrum(), self._room)
 
+        @cache
+        def scaled() -> ScaledRows:
+            return ScaledRows(self._hessian_rows, variables)
+
         def hessian(x: Vector) -> Preconditioner:
-            return HessianPreconditioner(objective, self._hessian_rows, variables, x)
+            return HessianPreconditioner(objective, scaled(), variables, x)
 
         if self._of_hessian:
             return [Candidate(hessian)]
