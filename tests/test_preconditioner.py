@@ -282,6 +282,14 @@ def test_the_product_is_made_when_it_is_worth_its_time(size, after):
     assert kronecker_after(*size) == after
 
 
+@pytest.mark.parametrize("n_features", [1, 100, 1024, 2048, 4096])
+def test_the_rows_of_the_product_take_little_memory(n_features):
+    count = kronecker_rows(10**9, n_features, 10, is_sparse=False)
+    assert 2 * n_features <= count
+    assert count * n_features <= 1 << 25
+    assert kronecker_rows(10**9, 4097, 10, is_sparse=False) == 0
+
+
 def test_a_product_that_comes_late(monkeypatch):
     """Of features strongly correlated: before it, the scalings are tried."""
     rng = np.random.default_rng(0)

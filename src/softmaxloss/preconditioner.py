@@ -19,17 +19,19 @@ Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
 
 # The two matrices of the product take memory and time as the square and the cube of the features and the classes: so
-# many products for each cube of the features, with the second moments, on one of two cores (measured). It is worth that
-# to fits of as many passes, and from the start where these are few.
+# many products for each cube of the features, with the second moments, on one of two cores (measured). It is made at
+# the start where that is few passes, else after half as many: so it never takes much longer than the fit without it.
 _MOST_FEATURES, _MOST_SPARSE_FEATURES = 4096, 256
 _MOST_CLASSES = 2048
 _SPECTRUM_PRODUCTS = 29
 _FEW_PASSES = 8
 
 # Second moments of the features are taken from so many rows for each at least; of more, up to the second number, where
-# that takes no longer than this share of a pass. A pass takes as long as this many products for each feature, beside
-# those of the classes: the features are read from memory twice.
+# that takes no longer than this share of a pass; but of no more numbers than this, which may have to travel. A pass
+# takes as long as this many products for each feature, beside those of the classes: the features are read from memory
+# twice.
 _ROWS_PER_FEATURE, _MOST_ROWS_PER_FEATURE = 8, 32
+_MOST_SAMPLED = 1 << 25
 _SHARE_OF_PASS = 0.25
 _PRODUCTS_OF_READING = 40
 
@@ -64,7 +66,8 @@ def kronecker_rows(n_rows: int, n_features: int, n_classes: int, *, is_sparse: b
     if n_features > most or n_classes > _MOST_CLASSES:
         return 0
     affordable = int(_SHARE_OF_PASS * pass_products(n_rows, n_features, n_classes)) // (n_features**2 // 2 + 1)
-    return min(max(affordable, _ROWS_PER_FEATURE * n_features), _MOST_ROWS_PER_FEATURE * n_features)
+    rows = min(max(affordable, _ROWS_PER_FEATURE * n_features), _MOST_ROWS_PER_FEATURE * n_features)
+    return min(rows, _MOST_SAMPLED // n_features)
 
 
 def kronecker_after(n_rows: int, n_features: int, n_classes: int) -> int:
