@@ -24,6 +24,17 @@ template <class T>
 using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 template <class T>
 using OutVector = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T, int kDimensions>
+using Dense = nb::ndarray<T, nb::ndim<kDimensions>, nb::c_contig, nb::device::cpu>;
+
+inline void require(bool fits) {
+  if (!fits) throw std::invalid_argument("arrays that fit each other expected");
+}
+
+template <class V>
+Index length(const V& array) {
+  return static_cast<Index>(array.shape(0));
+}
 
 inline Storage storage_of(const Array& array, int storage) {
   const nb::dlpack::dtype given = array.dtype();

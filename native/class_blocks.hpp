@@ -9,6 +9,7 @@
 
 #include "problem.hpp"
 #include "simd.hpp"
+#include "vectors.hpp"
 
 namespace softmaxloss::SOFTMAXLOSS_ISA {
 
@@ -20,8 +21,8 @@ constexpr Index whole_vectors(Index count) {
 // to[j] += scale * from[j] for the vectors from that of `first` on.
 template <class T>
 ALWAYS_INLINE void add_multiple(T scale, const T* from, T* to, Index first, Index size) {
-  for (Index j = whole_vectors<T>(first); j < size; j += kLanes<T>)
-    store(to + j, fused_multiply_add(splat(scale), load(from + j), load(to + j)));
+  const Index start = whole_vectors<T>(first);
+  add_scaled(scale, from + start, to + start, size - start);
 }
 
 // The rows [first, size) of a matrix += sign * the sum of v v^T, for `kBlockPanel` vectors that lie one after the

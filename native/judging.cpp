@@ -8,20 +8,9 @@
 namespace softmaxloss {
 namespace {
 
-template <class T>
-using OutMatrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Weights = std::optional<Vector<double>>;
 template <class T>
 using Found = std::optional<OutVector<T>>;
-
-void require(bool fits) {
-  if (!fits) throw std::invalid_argument("arrays that fit each other expected");
-}
-
-template <class V>
-Index length(const V& vector) {
-  return static_cast<Index>(vector.shape(0));
-}
 
 // Contiguous rows of floats or doubles: body(first element, classes).
 template <class Body>
@@ -78,8 +67,8 @@ void losses(const Vector<Index>& labels, const Weights& weights, const Vector<do
 void details(const Vector<Index>& labels, const Weights& weights, const Vector<Index>& ranks,
              const Vector<double>& loss, const Vector<double>& confidence, const Vector<double>& brier,
              const Vector<Index>& cell, const OutVector<double>& class_hits, const Vector<Index>& ks,
-             const OutVector<double>& top_k_hits, const OutVector<double>& brier_sum, const OutMatrix<double>& by_cell,
-             const OutMatrix<double>& by_confidence, const OutVector<Index>& confidence_counts) {
+             const OutVector<double>& top_k_hits, const OutVector<double>& brier_sum, const Dense<double, 2>& by_cell,
+             const Dense<double, 2>& by_confidence, const OutVector<Index>& confidence_counts) {
   const Index rows = length(labels);
   for (const Index of_rows : {length(ranks), length(loss), length(confidence), length(brier), length(cell)})
     require(of_rows == rows);

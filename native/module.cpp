@@ -188,9 +188,6 @@ Found bad_distribution(const Array& distribution, double tolerance) {
   });
 }
 
-template <class T, int kDimensions>
-using Dense = nb::ndarray<T, nb::ndim<kDimensions>, nb::c_contig, nb::device::cpu>;
-
 template <class T>
 Index block_size(const Dense<T, 3>& factors) {
   const auto size = static_cast<Index>(factors.shape(1));

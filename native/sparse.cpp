@@ -10,18 +10,6 @@
 namespace softmaxloss {
 namespace {
 
-template <class T>
-using Matrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
-void require(bool fits) {
-  if (!fits) throw std::invalid_argument("arrays that fit each other expected");
-}
-
-template <class V>
-Index length(const V& array) {
-  return static_cast<Index>(array.shape(0));
-}
-
 template <class T, class I>
 const SparseKernels<T, I>& sparse_kernels() {
   if constexpr (sizeof(I) == 4) return kernels<T>().sparse;
@@ -55,7 +43,7 @@ void require_csr(const Vector<I>& starts, const Vector<I>& columns, const Vector
 
 template <class T, class I>
 SparseProblem<T, I> problem_of(const Vector<I>& starts, const Vector<I>& columns, const Vector<T>& values,
-                               const Matrix<const T>& dense, const Matrix<T>& out) {
+                               const Dense<const T, 2>& dense, const Dense<T, 2>& out) {
   require_csr(starts, columns, values);
   require(dense.shape(1) == out.shape(1));
   SparseProblem<T, I> problem;
@@ -70,7 +58,7 @@ SparseProblem<T, I> problem_of(const Vector<I>& starts, const Vector<I>& columns
 
 template <class T, class I>
 void sparse_product(const Vector<I>& starts, const Vector<I>& columns, const Vector<T>& values,
-                    const Matrix<const T>& dense, const Matrix<T>& out, const std::optional<Vector<T>>& less_column,
+                    const Dense<const T, 2>& dense, const Dense<T, 2>& out, const std::optional<Vector<T>>& less_column,
                     const std::optional<Vector<T>>& less_row) {
   SparseProblem<T, I> problem = problem_of(starts, columns, values, dense, out);
   const Index rows = length(out);
@@ -88,7 +76,7 @@ void sparse_product(const Vector<I>& starts, const Vector<I>& columns, const Vec
 
 template <class T, class I>
 void add_transposed_product(const Vector<I>& starts, const Vector<I>& columns, const Vector<T>& values,
-                            const Matrix<const T>& dense, const Matrix<T>& out) {
+                            const Dense<const T, 2>& dense, const Dense<T, 2>& out) {
   const SparseProblem<T, I> problem = problem_of(starts, columns, values, dense, out);
   require(length(starts) == length(dense) + 1);
   nb::gil_scoped_release release;
@@ -96,7 +84,7 @@ void add_transposed_product(const Vector<I>& starts, const Vector<I>& columns, c
 }
 
 template <class T>
-double largest_derivative(const Matrix<const T>& centred, const Vector<T>& scale, const Vector<T>& mean,
+double largest_derivative(const Dense<const T, 2>& centred, const Vector<T>& scale, const Vector<T>& mean,
                           const Vector<T>& by_intercept) {
   const Index features = length(centred);
   LargestProblem<T> problem;
@@ -122,7 +110,8 @@ double largest_derivative(const Matrix<const T>& centred, const Vector<T>& scale
 // and 1.
 template <class T, class I>
 void add_distances(const Vector<I>& starts, const Vector<I>& columns, const Vector<T>& values,
-                   const Vector<double>& weights, const Vector<double>& origin, int power, const Matrix<double>& sums) {
+                   const Vector<double>& weights, const Vector<double>& origin, int power,
+                   const Dense<double, 2>& sums) {
   const Index rows = length(weights);
   require_csr(starts, columns, values);
   require(length(starts) == rows + 1 && length(sums) == length(origin) && sums.shape(1) == 3);

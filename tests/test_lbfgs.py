@@ -63,7 +63,7 @@ def test_a_direction_leaves_what_it_is_made_of_as_it_was():
 def test_the_oldest_are_forgotten(monkeypatch):
     """As if they had never been there, to the bit: a state that is read from a file goes on as the one written."""
     _, steps, changes = quadratic(30)
-    monkeypatch.setattr(lbfgs, "_MOST_STEPS", 7)
+    monkeypatch.setattr(lbfgs, "MOST_STEPS", 7)
     pairs, last = Pairs(steps, changes), Pairs(steps[-7:], changes[-7:])
     assert pairs.is_full
     np.testing.assert_array_equal(pairs.steps, steps[-7:])
@@ -95,14 +95,6 @@ def test_all_may_be_forgotten():
     assert len(pairs.steps) == 1
 
 
-@pytest.fixture(params=_native.supported_instruction_sets())
-def instruction_set(request):
-    before = _native.instruction_set()
-    _native.set_instruction_set(request.param)
-    yield request.param
-    _native.set_instruction_set(before)
-
-
 @pytest.mark.parametrize("size", [0, 1, 7, 64, 2047, 2048, 2049, 70001])
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_sums_of_several_vectors(instruction_set, size, count):
@@ -118,17 +110,16 @@ def test_sums_of_several_vectors(instruction_set, size, count):
     np.testing.assert_allclose(total, wanted, rtol=1e-13, atol=1e-13)
 
 
-def test_threads_change_no_bit():
+def test_threads_change_no_bit(keep_num_threads):
     rng = np.random.default_rng(0)
     vectors, vector, factors = list(rng.standard_normal((3, 100000))), rng.standard_normal(100000), np.ones(3)
-    before, found = sl.get_num_threads(), []
+    found = []
     for threads in (1, 2, 5):
         sl.set_num_threads(threads)
         products, total = np.empty(3), vector.copy()
         _native.dots(vectors, vector, products)
         _native.add_multiples(vectors, factors, total)
         found.append(np.append(total, products))
-    sl.set_num_threads(before)
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
 

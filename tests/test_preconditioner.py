@@ -310,7 +310,7 @@ def test_a_product_that_comes_late(monkeypatch):
     np.testing.assert_allclose(late.predict_proba(X), at_once.predict_proba(X), atol=1e-4)
 
 
-def test_rows_that_weigh_nothing_tell_nothing(monkeypatch):
+def test_rows_that_weigh_nothing_tell_nothing():
     """The rows that are sampled for the product, here: then all is as without one."""
     rng = np.random.default_rng(0)
     X, y, weights = rng.standard_normal((3000, 30)), np.arange(3000) % 40, np.zeros(3000)

@@ -13,22 +13,6 @@ TOLERANCE = {np.float32: 2e-6, np.float64: 1e-14}
 CLASSES = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 20, 31, 33, 63, 64, 65, 129, 200]
 
 
-@pytest.fixture(params=_native.supported_instruction_sets())
-def instruction_set(request):
-    before = _native.instruction_set()
-    _native.set_instruction_set(request.param)
-    yield request.param
-    _native.set_instruction_set(before)
-
-
-@pytest.fixture(params=[1, 3])
-def threads(request):
-    before = sl.get_num_threads()
-    sl.set_num_threads(request.param)
-    yield request.param
-    sl.set_num_threads(before)
-
-
 def matrix_of(n_rows, n_columns, dtype=np.float64, index=np.int32, seed=0):
     """Return a matrix with rows and columns without a number, one row full, and rows of very different lengths."""
     rng = np.random.default_rng(seed)
@@ -93,8 +77,10 @@ def test_transposed_products(instruction_set, n_classes, dtype, index):
 
 
 @pytest.mark.parametrize(("n_rows", "n_columns"), [(0, 4), (1, 1), (3, 5000), (2000, 40)])
-def test_threads_change_no_bit(threads, n_rows, n_columns):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_no_bit(threads, n_rows, n_columns, keep_num_threads):
     """A row is one thread's, whatever else there is."""
+    sl.set_num_threads(threads)
     matrix, dense = matrix_of(n_rows, n_columns), dense_of(n_columns, 33, np.float64)
 
     ours = sparse.product(matrix, dense)
@@ -118,7 +104,9 @@ def test_infinities_and_nan_reach_the_rows_that_meet_them():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n_classes", [1, 3, 20])
-def test_the_largest_derivative(instruction_set, threads, n_classes, dtype):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_largest_derivative(instruction_set, threads, n_classes, dtype, keep_num_threads):
+    sl.set_num_threads(threads)
     centred = dense_of(4000, n_classes, dtype)
     scale, mean = np.abs(dense_of(4000, 1, dtype, 2)[:, 0]), dense_of(4000, 1, dtype, 3)[:, 0]
     last = dense_of(1, n_classes, dtype, 4)[0]

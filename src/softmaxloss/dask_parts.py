@@ -53,7 +53,7 @@ def features(X: Any, dtype: np.dtype[Any], *, check: bool) -> Any:
         estimator="SoftmaxClassifier",
         input_name="X",
     )
-    return sparse.checked(found) if scipy.sparse.issparse(found) else found
+    return sparse.checked(found)
 
 
 def labels(y: Any, weights: Any) -> Labels:

@@ -14,7 +14,7 @@ Matrix = npt.NDArray[np.float64]
 # The steps remembered: 40 need a third of the iterations of 10 where features are strongly correlated (measured on
 # scikit-learn's breast cancer data, unscaled). Fewer are kept where they would take more than this much memory, but
 # never fewer than will do.
-_MOST_STEPS = 40
+MOST_STEPS = 40
 _FEWEST_STEPS = 4
 _STEPS_BYTES = 1 << 28
 
@@ -55,7 +55,7 @@ class Pairs:
     def is_full(self) -> bool:
         """Whether there is no room for another pair."""
         room = _STEPS_BYTES // (2 * max(1, self.steps[0].nbytes)) if self.steps else 1
-        return len(self.steps) >= min(max(room, _FEWEST_STEPS), _MOST_STEPS)
+        return len(self.steps) >= min(max(room, _FEWEST_STEPS), MOST_STEPS)
 
     def add(self, step: Vector, change: Vector) -> None:
         """Remember a pair that shows curvature, and forget the oldest where there are too many."""

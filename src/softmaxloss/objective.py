@@ -151,9 +151,9 @@ def loss_and_gradient(rows: Rows, coef: Array, intercept: Array, label_smoothing
         loss += float(block_loss)
         if block.is_sparse:
             sparse.transposed_product(block.X, by_logits, of_block.T)
-            by_coef += of_block
         else:
-            by_coef += by_logits.T @ block.X
+            np.matmul(by_logits.T, block.X, out=of_block)
+        by_coef += of_block
         by_intercept += by_logits.sum(axis=0, dtype=np.float64)
     return loss, by_coef, by_intercept
 

@@ -4,7 +4,6 @@ import contextlib
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import scipy.linalg
 
 from softmaxloss.functional import softmax
 from softmaxloss.objective import CentredAndScaled, Objective
-from softmaxloss.rows import Rows, in_threads, threads_for
+from softmaxloss.rows import Rows, in_threads, slices, threads_for
 
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
@@ -338,10 +337,8 @@ def _moments(rows: Rows, variables: CentredAndScaled) -> Array:
         moments: Array = features.T @ features
         return moments
 
-    count = len(rows.codes)
-    bounds = [count * k // _MOMENT_PARTS for k in range(_MOMENT_PARTS + 1)]
-    parts = [slice(start, stop) for start, stop in pairwise(bounds)]
-    threads = threads_for(count * size * size)
+    parts = slices(len(rows.codes), _MOMENT_PARTS)
+    threads = threads_for(len(rows.codes) * size * size)
     total: Array = sum(in_threads(of_part, parts, threads), np.zeros((size, size), dtype))
     return total
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -122,13 +123,12 @@ class LocalRows:
         if threads <= 1:
             return function(self.rows, *arguments)
         parts = threads if self.is_sparse else threads * _PARTS_PER_THREAD
-        bounds = [self.n_rows * k // parts for k in range(parts + 1)]
 
-        def of_part(k: int) -> Sums:
-            return function(self.rows.part(slice(bounds[k], bounds[k + 1])), *arguments)
+        def of_part(part: slice) -> Sums:
+            return function(self.rows.part(part), *arguments)
 
         with blas.on_one_thread(), LoneThreads(threads) as pool:
-            return add(pool.map(of_part, range(parts)))
+            return add(pool.map(of_part, slices(self.n_rows, parts)))
 
     @property
     def use_threads(self) -> bool:
@@ -237,6 +237,11 @@ class _Blas:
 
 
 blas = _Blas()
+
+
+def slices(n_rows: int, parts: int) -> list[slice]:
+    """Return so many parts of the rows, of about equally many."""
+    return [slice(*bounds) for bounds in pairwise(n_rows * k // parts for k in range(parts + 1))]
 
 
 def spread(n_rows: int, count: int) -> npt.NDArray[np.intp]:

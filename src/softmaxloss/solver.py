@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from softmaxloss.lbfgs import Pairs
+from softmaxloss.lbfgs import MOST_STEPS, Pairs
 from softmaxloss.line_search import Point, step_along
 
 Vector = npt.NDArray[np.float64]
@@ -23,9 +23,6 @@ _RENEWED_EVERY = 40
 # A preconditioner is worth it if its metric makes the cosines between steps and the gradient's changes larger by this
 # factor; so many of the last steps are looked at, which tell of the curvature as it is now.
 _NEARER, _STEPS_SEEN = 1.2, 3
-
-# After so many steps they tell how long the next ought to be.
-_ENOUGH_STEPS = 40
 
 # After so many iterations without a new lowest gradient, or a value lower by this share of the first, rounding has the
 # last word. Ill-conditioned functions need some dozens between two lows.
@@ -364,7 +361,7 @@ class _Descent:
         """Move to the next point; False, and nothing is changed, where no step leads further down."""
         old = state.current
         # While few steps are known, a direction's length is a guess.
-        after = state.length if len(state.values) < _ENOUGH_STEPS else 1.0
+        after = state.length if len(state.values) < MOST_STEPS else 1.0
         found = step_along(self.evaluate, old, state.pairs.direction(old.gradient, self.precondition), after=after)
         if found is None and state.pairs.steps:  # what is remembered may be misleading by now
             found = step_along(self.evaluate, old, -self.precondition(old.gradient))

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import issparse
 from sklearn.utils import check_array
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
@@ -51,7 +50,7 @@ def rows_to_learn(estimator: Any, X: Any, y: Any, sample_weight: Any) -> Learnab
 
         return rows_of_files(estimator, X, y, sample_weight)
     X, y = validate_data(estimator, X, y, accept_sparse="csr", dtype=(np.float64, np.float32))
-    X = sparse.checked(X) if issparse(X) else X
+    X = sparse.checked(X)
     classes, codes = encode(y)
     weights = row_weights(sample_weight, estimator.class_weight, classes, codes)
     return Learnable(classes, LocalRows(Rows(X, codes, weights / weights.mean())), float(weights.sum()))

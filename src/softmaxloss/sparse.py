@@ -3,11 +3,11 @@
 SciPy's take several times as long: they go through the classes of a row one by one, on one thread.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, issparse
 
 from softmaxloss import _native
 
@@ -15,12 +15,15 @@ Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
 
 
-def checked(matrix: Any) -> csr_array:
+def checked(X: Any) -> Any:
     """Return a CSR matrix as the functions here take it, or raise `ValueError` if its parts do not go together.
 
-    Its numbers are copied only if there are several for one place, or if they do not lie one after another.
+    Its numbers are copied only if there are several for one place, or if they do not lie one after another. What is
+    not sparse is returned as it is.
     """
-    found = csr_array(matrix)
+    if not issparse(X):
+        return X
+    found = csr_array(cast(Any, X))
     try:
         found.check_format()
     except ValueError as error:

@@ -68,6 +68,7 @@ class Preconditioning:
         self._of_late_hessian = hessian_rows(*of_hessian, passes=_HESSIAN_PASSES)
         self._of_product = kronecker_rows(*size, is_sparse=source.is_sparse)
         self._product_after = kronecker_after(*size)
+        self._tries_scales = not self._of_product or self._product_after > 0
         self._of_blocks = block_rows(*size, itemsize=source.dtype.itemsize, is_sparse=source.is_sparse)
 
     def candidates(self, objective: Objective, variables: CentredAndScaled) -> list[Candidate]:
@@ -97,7 +98,7 @@ class Preconditioning:
 
         if self._of_hessian:
             return [Candidate(hessian)]
-        found = scalings(variables) if not self._of_product or self._product_after else []
+        found = scalings(variables) if self._tries_scales else []
         if self._of_product:
             found.append(Candidate(product, self._product_after))
         if self._of_product and self._of_blocks:
@@ -113,7 +114,7 @@ class Preconditioning:
         if self._of_hessian:
             is_newton = is_quick(self._objective.source.n_rows, shape[0] * shape[1])
             return _NEWTON_RENEWALS if is_newton else RENEWALS
-        return _SCALE_RENEWALS if not self._of_product or self._product_after else RENEWALS
+        return _SCALE_RENEWALS if self._tries_scales else RENEWALS
 
     @cached_property
     def _rows(self) -> Rows:
