@@ -10,8 +10,10 @@ from threadpoolctl import threadpool_limits
 
 import softmaxloss as sl
 from softmaxloss import row_space
-from softmaxloss.row_space import RowSpace
+from softmaxloss.path import solve_path
+from softmaxloss.row_space import Gram, RowSpace
 from softmaxloss.solver import minimize
+from softmaxloss.training import solve
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,7 +43,7 @@ def space_of(n_classes, dtype, fit_intercept, label_smoothing):
     )
     variables = objective.centred_and_scaled()
     assert row_space.suits(objective, variables)
-    return objective, variables, RowSpace(objective, variables)
+    return objective, variables, RowSpace(objective, variables, Gram(objective))
 
 
 def point_of(space, objective, variables, seed):
@@ -51,7 +53,7 @@ def point_of(space, objective, variables, seed):
     combination = rng.standard_normal((n_rows, n_classes))
     centred = objective.source.rows.X.toarray().astype(np.float64) - variables.mean
     intercept = rng.standard_normal(n_classes) * objective.fit_intercept
-    products = centred @ (centred.T @ combination) / space._length**2
+    products = centred @ (centred.T @ combination) / space._gram.square
     return np.concatenate([combination.ravel(), products.ravel(), intercept])
 
 
@@ -193,6 +195,20 @@ def test_every_number_of_threads_gives_the_same_bits():
     assert_array_equal(found[0], found[2])
 
 
+def interrupt_at(monkeypatch, call):
+    """Have the evaluation of that number, in the space of the rows, raise what Ctrl-C does."""
+    evaluate, made = RowSpace._evaluate, []
+
+    def interrupted(self, u):
+        made.append(u)
+        if len(made) == call:
+            raise KeyboardInterrupt
+        return evaluate(self, u)
+
+    monkeypatch.setattr(RowSpace, "_evaluate", interrupted)
+    return made
+
+
 @pytest.mark.parametrize("calls", [(3,), (7,), (8, 2, 5)])
 def test_an_interrupted_fit_ends_at_the_same_bits(calls, tmp_path, monkeypatch):
     X, codes = rows(4, n_rows=200, n_features=1500)
@@ -202,16 +218,8 @@ def test_an_interrupted_fit_ends_at_the_same_bits(calls, tmp_path, monkeypatch):
     path = tmp_path / "state.npz"
 
     for call in calls:
-        evaluate, made = RowSpace._evaluate, []
-
-        def interrupted(self, u, evaluate=evaluate, made=made, call=call):
-            made.append(u)
-            if len(made) == call:
-                raise KeyboardInterrupt
-            return evaluate(self, u)
-
         with monkeypatch.context() as patch:
-            patch.setattr(RowSpace, "_evaluate", interrupted)
+            interrupt_at(patch, call)
             with pytest.raises(KeyboardInterrupt):
                 sl.SoftmaxClassifier(**options, checkpoint=path).fit(X, codes)
     resumed = sl.SoftmaxClassifier(**options, checkpoint=path).fit(X, codes)
@@ -236,3 +244,37 @@ def test_a_path_of_penalties():
     model = sl.SoftmaxClassifierCV(Cs=Cs, cv=3, tol=1e-8).fit(X, codes)
     alone = sl.SoftmaxClassifier(C=model.C_, tol=1e-8).fit(X, codes)
     assert_allclose(model.coef_, alone.coef_, atol=1e-5)
+
+
+@pytest.mark.parametrize("calls", [(1,), (6,), (20,), (33, 12, 9, 5)], ids=str)
+def test_an_interrupted_path_ends_at_the_same_bits(calls, tmp_path, monkeypatch):
+    X, codes = rows(3, n_rows=100, n_features=1500)
+    options = {"Cs": np.geomspace(0.01, 1e4, 6), "cv": 2, "n_jobs": 1, "tol": 1e-7}
+    whole = sl.SoftmaxClassifierCV(**options).fit(X, codes)
+
+    for call in calls:
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, call)
+            with pytest.raises(KeyboardInterrupt):
+                sl.SoftmaxClassifierCV(**options, checkpoint=tmp_path).fit(X, codes)
+    resumed = sl.SoftmaxClassifierCV(**options, checkpoint=tmp_path).fit(X, codes)
+
+    for name in ("coef_", "intercept_", "coefs_paths_", "scores_", "n_iter_"):
+        assert_array_equal(getattr(resumed, name), getattr(whole, name))
+
+
+def test_a_path_begins_where_the_last_fits_point(monkeypatch):
+    X, codes = rows(3, n_rows=100, n_features=1500)
+    made = interrupt_at(monkeypatch, None)
+    penalties = [1.0 / (C * len(codes)) for C in np.geomspace(0.1, 1e3, 9)]
+    objective = objective_of(X, codes, np.ones(100), C=1.0, n_classes=3, fit_intercept=True, label_smoothing=0.0)
+
+    path = solve_path(objective, penalties, tol=1e-5, max_iter=1000)
+
+    of_path = len(made)
+    alone = [solve(objective.with_penalty(penalty), None, tol=1e-5, max_iter=1000) for penalty in penalties]
+    assert of_path < 0.8 * (len(made) - of_path)
+    for one, other in zip(path, alone, strict=True):
+        assert one.converged
+        assert one.combination is not None
+        assert_allclose(one.value, other.value, rtol=1e-4)

@@ -137,24 +137,25 @@ class Objective:
 def loss_and_gradient(rows: Rows, coef: Array, intercept: Array, label_smoothing: float) -> Sums:
     """Return the sum of the rows' weighted losses, and its gradients by coefficients and intercepts."""
     smoothing: dict[str, Any] = {"label_smoothing": label_smoothing} if label_smoothing else {}
+    is_sparse = rows.is_sparse
+    order = _order(is_sparse)
     loss, by_intercept = 0.0, np.zeros(intercept.shape)
-    order = _order(rows.is_sparse)
     by_coef, of_block = np.zeros(coef.shape, order=order), np.empty(coef.shape, coef.dtype, order)
-    for block in rows.blocks(len(coef)):
-        logits = sparse.product(block.X, coef.T) if block.is_sparse else block.X @ coef.T
+    for X, codes, of_rows in rows.blocks(len(coef)):
+        logits = sparse.product(X, coef.T) if is_sparse else X @ coef.T
         logits += intercept
         # Calls without options take a third of the time where rows are few.
-        weights: dict[str, Any] = {} if (block.weights == 1.0).all() else {"sample_weight": block.weights}
+        weights: dict[str, Any] = {} if (of_rows == 1.0).all() else {"sample_weight": of_rows}
         block_loss, by_logits = softmax_cross_entropy_and_grad(
-            logits, block.codes, reduction="sum", out=logits, **weights, **smoothing
+            logits, codes, reduction="sum", out=logits, **weights, **smoothing
         )
         loss += float(block_loss)
-        if block.is_sparse:
-            sparse.transposed_product(block.X, by_logits, of_block.T)
+        if is_sparse:
+            sparse.transposed_product(X, by_logits, of_block.T)
         else:
-            np.matmul(by_logits.T, block.X, out=of_block)
+            np.matmul(by_logits.T, X, out=of_block)
         by_coef += of_block
-        by_intercept += by_logits.sum(axis=0, dtype=np.float64)
+        by_intercept += np.ones(len(codes), by_logits.dtype) @ by_logits  # a fifth of the time of a sum
     return loss, by_coef, by_intercept
 
 

@@ -14,6 +14,7 @@ from softmaxloss import row_space
 from softmaxloss.checkpoint import Checkpoint, CheckpointError
 from softmaxloss.data.files import replacing
 from softmaxloss.objective import Objective
+from softmaxloss.rows import blas
 from softmaxloss.solver import Iteration, Solution
 from softmaxloss.training import Preconditioning, solve
 
@@ -22,7 +23,10 @@ Vector = npt.NDArray[np.float64]
 # How far beyond the last two minima the next is looked for, in multiples of the way between them.
 _FARTHEST = 2.0
 
-_FORMAT = 3  # of the file of solutions
+_POINTS_OF_A_LINE = 2
+
+_FORMAT = 4  # of the file of solutions
+_FACTS = ("value", "gradient_norm", "n_iter", "converged", "values", "preconditioner")
 
 
 def solve_path(
@@ -39,7 +43,7 @@ def solve_path(
 
     The first is sought from `start`, or as `solve` does without one; each further one where the straight line through
     the two minima before it, as a function of the penalty's logarithm, has got to, with the preconditioner that served
-    last. In the space of the rows, see `row_space`, each is sought from 0.
+    last. In the space of the rows, see `row_space`, the line is one of combinations, and the first is sought from 0.
 
     Parameters
     ----------
@@ -62,37 +66,42 @@ def solve_path(
     objective.centred_and_scaled()  # before it is copied: the moments are not computed again
     preconditioning = Preconditioning(objective, penalties)
     solutions = [] if checkpoint is None else checkpoint.load()
-    for penalty in penalties[len(solutions) :]:
-        number, here = len(solutions), objective.with_penalty(penalty)
-        begin = _next_start(solutions, penalties[: number + 1]) if solutions else start
-        if row_space.suits(here, here.centred_and_scaled()):
-            begin = None  # the space of the rows is entered at 0 alone, and is the quicker way all the same
-        solution = solve(
-            here,
-            begin,
-            tol=tol,
-            max_iter=max_iter,
-            on_iteration=on_iteration,
-            checkpoint=None if checkpoint is None else checkpoint.of_fit(number),
-            preconditioning=preconditioning,
-            first=solutions[-1].preconditioner if solutions else 0,
-        )
-        solutions.append(solution)
-        if checkpoint is not None:
-            checkpoint.save(solutions)
+    with blas.on_one_thread():  # to tell the libraries so for each takes longer than an iteration of small data
+        for penalty in penalties[len(solutions) :]:
+            number, here = len(solutions), objective.with_penalty(penalty)
+            # The space of the rows is entered at 0 alone, and is the quicker way all the same.
+            of_rows = row_space.suits(here, here.centred_and_scaled())
+            found = [solution.combination if of_rows else solution.x for solution in solutions[-_POINTS_OF_A_LINE:]]
+            begin = _next_start(found, penalties[: number + 1])
+            solution = solve(
+                here,
+                None if of_rows else begin if solutions else start,
+                tol=tol,
+                max_iter=max_iter,
+                on_iteration=on_iteration,
+                checkpoint=None if checkpoint is None else checkpoint.of_fit(number),
+                preconditioning=preconditioning,
+                first=solutions[-1].preconditioner if solutions else 0,
+                combination=begin if of_rows else None,
+            )
+            solutions.append(solution)
+            if checkpoint is not None:
+                checkpoint.save(solutions)
     return solutions
 
 
-def _next_start(solutions: list[Solution], penalties: Sequence[float]) -> Vector:
-    """Return where the line through the last two minima is at the last of the penalties; the last minimum of one."""
-    last = solutions[-1].x
-    if len(solutions) < 2 or not penalties[-1] > 0:
+def _next_start(found: list[Vector | None], penalties: Sequence[float]) -> Vector | None:
+    """Return where the line through the last two points is at the last of the penalties; the last point without two."""
+    if not found:
+        return None
+    last = found[-1]
+    if last is None or len(found) < 2 or found[-2] is None or not penalties[-1] > 0:
         return last
     before, here, there = np.log(penalties[-3:])
     if before == here:
         return last
     share = float(np.clip((there - here) / (here - before), -_FARTHEST, _FARTHEST))
-    start: Vector = last + share * (last - solutions[-2].x)
+    start: Vector = last + share * (last - found[-2])
     return start
 
 
@@ -131,6 +140,7 @@ class PathCheckpoint:
             with self.path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 facts = json.loads(str(file["facts"]))
                 points, version = file["points"], int(file["format"])
+                combinations = [file.get(_combination_of(number)) for number in range(len(points))]
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -139,14 +149,25 @@ class PathCheckpoint:
             ) from None
         if version != _FORMAT:
             raise CheckpointError(f"{self.path} was written by another version of softmaxloss: delete it")
-        return [Solution(x=x, **rest) for x, rest in zip(points, facts, strict=True)]
+        return [
+            Solution(x=x, combination=combination, **rest)
+            for x, combination, rest in zip(points, combinations, facts, strict=True)
+        ]
 
     def save(self, solutions: list[Solution]) -> None:
         """Write the solutions, as a whole, and remove the state that led to the last."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        facts = [{name: value for name, value in vars(solution).items() if name != "x"} for solution in solutions]
-        points = np.array([solution.x for solution in solutions])
+        facts = [{name: getattr(solution, name) for name in _FACTS} for solution in solutions]
+        arrays = {"points": np.array([solution.x for solution in solutions])}
+        for number, solution in [*enumerate(solutions)][-_POINTS_OF_A_LINE:]:
+            if solution.combination is not None:
+                arrays[_combination_of(number)] = solution.combination
         with replacing(self.path) as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, points=points, facts=np.array(json.dumps(facts)), format=_FORMAT)
+            np.savez(file, allow_pickle=False, facts=np.array(json.dumps(facts)), format=_FORMAT, **arrays)
         for number in range(len(solutions)):  # of the last, or of an earlier one if the process ended right here
             self.of_fit(number).path.unlink(missing_ok=True)
+
+
+def _combination_of(number: int) -> str:
+    """Return the name of a solution's combination in the file."""
+    return f"combination of {number}"

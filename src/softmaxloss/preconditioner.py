@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
+from scipy.special import expit
 
 from softmaxloss.functional import softmax
 from softmaxloss.objective import CentredAndScaled, Objective
@@ -16,6 +17,7 @@ from softmaxloss.rows import Rows, in_threads, slices, threads_for
 
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
+Matrix = npt.NDArray[np.float64]
 
 # The two matrices of the product take memory and time as the square and the cube of the features and the classes: so
 # many products for each cube of the features, with the second moments, on one of two cores (measured). It is made at
@@ -98,31 +100,26 @@ class HessianPreconditioner:
     """
 
     def __init__(self, objective: Objective, rows: "ScaledRows", variables: CentredAndScaled, x: Vector) -> None:
-        n_classes, size = objective.shape[0], objective.shape[1]
-        u = variables.from_original(x).reshape(objective.shape)
-        hessian = np.zeros((n_classes, size, n_classes, size))
+        (n_classes, size), u = objective.shape, rows.variables.from_original(x)
+        matrix = np.zeros((n_classes * size, n_classes * size))
         for features, weights in rows.blocks(n_classes):
-            logits = np.zeros((len(features), objective.n_classes))
-            np.matmul(features, u.T, out=logits[:, objective.first :])
-            probabilities = softmax(logits, axis=1)[:, objective.first :]
-            if n_classes == 1:  # of two: p - p^2 at once
-                p = probabilities[:, 0]
-                hessian[0, :, 0, :] += (features * (weights * p * (1.0 - p))[:, None]).T @ features
-                continue
-            roots = np.sqrt(weights)[:, None]
-            both = ((probabilities * roots)[:, :, None] * features[:, None, :]).reshape(len(features), -1)
-            hessian -= (both.T @ both).reshape(hessian.shape)
-            for k in range(n_classes):
-                hessian[k, :, k, :] += (features * (weights * probabilities[:, k])[:, None]).T @ features
-        matrix = hessian.reshape(n_classes * size, -1)
+            if objective.n_classes == 2:
+                matrix += _of_two_classes(features, weights, u)
+            else:
+                _add_curvature(features, weights, u.reshape(objective.shape), matrix)
         self.is_newton = is_quick(objective.source.n_rows, len(matrix))
+        ratio = np.tile(rows.ratio(variables), n_classes)
+        matrix *= ratio
+        matrix *= ratio[:, np.newaxis]
         penalties = np.append(objective.penalty * np.square(variables.scale), 0.0)
         matrix.flat[:: len(matrix) + 1] += np.tile(penalties, n_classes) + _LEAST_EIGENVALUE
-        self._factor, _ = scipy.linalg.cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
+        # Not by cho_factor and cho_solve, whose checks take longer than this for a small matrix.
+        self._factor, failed = scipy.linalg.lapack.dpotrf(matrix, lower=1, overwrite_a=1)
+        if failed:
+            raise scipy.linalg.LinAlgError("the Hessian is not positive definite")
 
     def __call__(self, gradient: Vector) -> Vector:
         """Return the inverse Hessian times a vector, both with respect to the scaled variables."""
-        # Not by cho_solve, whose checks take ten times as long as this for a small matrix.
         direction: Vector = scipy.linalg.lapack.dpotrs(self._factor, gradient, lower=1)[0]
         return direction
 
@@ -131,14 +128,39 @@ class HessianPreconditioner:
         return np.inf
 
 
+def _of_two_classes(features: Vector, weights: Vector, u: Vector) -> Matrix:
+    """Return the sum of the rows' Hessians by the parameters u of the second class."""
+    p = expit(features @ u)
+    curvature = weights * p
+    curvature *= 1.0 - p
+    hessian: Matrix = (features * curvature[:, np.newaxis]).T @ features
+    return hessian
+
+
+def _add_curvature(features: Vector, weights: Vector, u: Matrix, to: Matrix) -> None:
+    """Add the rows' Hessians by the parameters u of all classes."""
+    (n_classes, size), probabilities = u.shape, softmax(features @ u.T, axis=1)
+    roots = np.sqrt(weights)[:, np.newaxis]
+    both = ((probabilities * roots)[:, :, np.newaxis] * features[:, np.newaxis, :]).reshape(len(features), -1)
+    to -= both.T @ both
+    for k in range(n_classes):
+        block = slice(k * size, (k + 1) * size)
+        to[block, block] += (features * (weights * probabilities[:, k])[:, np.newaxis]).T @ features
+
+
 class ScaledRows:
     """Rows of features in float64, centred and scaled, with one for the intercept, and of weights whose sum is 1.
 
     They are kept where they are few: small data take as long to be scaled as all else that is done with them.
+
+    Attributes
+    ----------
+    variables : CentredAndScaled
+        Those that the features are of.
     """
 
     def __init__(self, rows: Rows, variables: CentredAndScaled) -> None:
-        self._rows, self._variables = rows, variables
+        self._rows, self.variables = rows, variables
         self._total = rows.weights.sum() or 1.0
         self._size = len(variables.mean) + 1
         self._kept = self._scaled(rows) if len(rows.codes) * self._size <= _CHUNK else None
@@ -153,11 +175,15 @@ class ScaledRows:
             else:
                 yield self._kept[0][part], self._kept[1][part]
 
+    def ratio(self, variables: CentredAndScaled) -> Vector:
+        """Return how much larger the features are by other variables of the same rows, and 1 for the intercept."""
+        return np.append(_ratio(variables.scale, self.variables.scale), 1.0)
+
     def _scaled(self, rows: Rows) -> tuple[Vector, Vector]:
         features = np.empty((len(rows.codes), self._size))
-        np.subtract(rows.dense, self._variables.mean, out=features[:, :-1])
-        features[:, :-1] *= self._variables.scale
-        features[:, -1] = self._variables.intercept_scale
+        np.subtract(rows.dense, self.variables.mean, out=features[:, :-1])
+        features[:, :-1] *= self.variables.scale
+        features[:, -1] = self.variables.intercept_scale
         return features, rows.weights / self._total
 
 
@@ -307,10 +333,11 @@ class FeatureSpectrum:
     def of(self, objective: Objective, variables: CentredAndScaled) -> "FeatureSpectrum":
         """Return that of the same rows with another penalty, and the variables that go with it."""
         other = copy.copy(self)
-        ratio = np.divide(variables.scale, self._scale, out=np.zeros_like(self._scale), where=self._scale > 0)
-        inverse = np.divide(self._scale, variables.scale, out=np.zeros_like(ratio), where=variables.scale > 0)
         dtype = self.vectors.dtype
-        ratio, inverse = ratio.astype(dtype), inverse.astype(dtype)
+        ratio, inverse = (
+            _ratio(variables.scale, self._scale).astype(dtype),
+            _ratio(self._scale, variables.scale).astype(dtype),
+        )
         other.moments = self.moments * np.outer(ratio, ratio)
         other.vectors, other.dual = self.vectors * inverse[:, np.newaxis], self.dual * ratio[:, np.newaxis]
         if self._penalty > 0:
@@ -322,6 +349,12 @@ class FeatureSpectrum:
         """Return the diagonals, a row for each curvature s, between V and V.T in the inverse of s F + R."""
         of_both = np.outer(curvatures, self._shares) + self._of_penalty
         return (1.0 / np.maximum(of_both, _LEAST_CURVATURE)).astype(self.vectors.dtype)
+
+
+def _ratio(scale: Vector, to: Vector) -> Vector:
+    """Return one scale of the features relative to another; 0 for those that have none."""
+    ratio: Vector = np.divide(scale, to, out=np.zeros_like(to), where=to > 0)
+    return ratio
 
 
 def _moments(rows: Rows, variables: CentredAndScaled) -> Array:

@@ -62,35 +62,76 @@ def suits(objective: Objective, variables: CentredAndScaled) -> bool:
     return bool(are_alike and are_near)
 
 
+class Gram:
+    """The centred rows, divided by their typical length, and products with their Gram matrix K.
+
+    They are the same for every penalty.
+
+    Parameters
+    ----------
+    objective : Objective
+        One that `suits`.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        assert isinstance(objective.source, LocalRows)
+        mean, variance = objective.moments
+        if not objective.fit_intercept:
+            mean, variance = np.zeros_like(mean), variance + mean**2
+        self.square = float(variance.sum())
+        self.length = self.square**0.5
+        self.mean = (mean / self.length).astype(objective.source.dtype)
+        self._rows = sparse.divided(objective.source.rows.X, self.length)
+        self._features = self._rows.T.tocsr()
+        self._ones = np.ones(objective.source.n_rows, self.mean.dtype)
+        self._by_feature = np.empty((objective.source.n_features, objective.shape[0]), self.mean.dtype)
+        self._largest: float | None = None
+
+    def combine(self, combination: Array) -> Array:
+        """Return a combination of the rows, by feature, until the next is asked for."""
+        dtype = self.mean.dtype
+        total = combination.sum(axis=0).astype(dtype)
+        sparse.product(self._features, combination.astype(dtype), less=(self.mean, total), out=self._by_feature)
+        return self._by_feature
+
+    def products(self, by_feature: Array) -> Array:
+        """Return each row's products with such a combination: K times what was combined."""
+        return sparse.product(self._rows, by_feature, less=(self._ones, self.mean @ by_feature))
+
+    def largest_eigenvalue(self, along: Callable[[], Array]) -> float:
+        """Return about K's largest eigenvalue: by the power method from some combination, the first that is given."""
+        if self._largest is None:
+            once = along()
+            once = once / (np.linalg.norm(once) or 1.0)
+            twice = self.products(self.combine(once)).astype(np.float64)
+            there = float(np.vdot(once, twice))
+            self._largest = float(np.vdot(twice, twice)) / there if there > 0.0 else 0.0
+        return self._largest
+
+
 class RowSpace:
     """An objective as a function of u = [A, K A, c]: combinations of rows, their logits, and scaled intercepts.
 
-    The rows are divided by their typical length here, so that both parts of u are of like size: ``coef`` is A times the
-    divided rows, over this length once more.
+    The rows are those of `Gram`, so that both parts of u are of like size: ``coef`` is A times these rows, over their
+    typical length once more. A point u is the same for every penalty.
 
     Parameters
     ----------
     objective : Objective
         One that `suits`.
     variables : CentredAndScaled
-        Its own: the rows are centred by their mean, and gradients are measured in them as well.
+        Its own: gradients are measured in them as well.
+    gram : Gram
+        That of its rows.
     """
 
-    def __init__(self, objective: Objective, variables: CentredAndScaled) -> None:
+    def __init__(self, objective: Objective, variables: CentredAndScaled, gram: Gram) -> None:
         assert isinstance(objective.source, LocalRows)
-        rows, dtype = objective.source.rows, objective.source.dtype
-        self.objective, self._codes, self._weights = objective, rows.codes, rows.weights
+        rows = objective.source.rows
+        self.objective, self._gram, self._codes, self._weights = objective, gram, rows.codes, rows.weights
         self._shape = objective.source.n_rows, objective.shape[0]
-        mean, variance = objective.moments
-        square = float((variance if objective.fit_intercept else variance + mean**2).sum())
-        self._length = square**0.5
-        self._penalty = objective.penalty / square
-        self._mean = (variables.mean / self._length).astype(dtype)
-        self._scale, self._intercept_scale = variables.scale.astype(dtype), variables.intercept_scale
-        self._rows = sparse.divided(rows.X, self._length)
-        self._features = self._rows.T.tocsr()
-        self._ones = np.ones(self._shape[0], dtype)
-        self._by_feature = np.empty((objective.source.n_features, self._shape[1]), dtype)
+        self._penalty = objective.penalty / gram.square
+        self._scale, self._intercept_scale = variables.scale.astype(gram.mean.dtype), variables.intercept_scale
         # Where coefficients and intercepts are 0.
         self.start: Vector = np.zeros((2 * self._shape[0] + 1) * self._shape[1])
 
@@ -103,24 +144,19 @@ class RowSpace:
         """The map from gradients to steps.
 
         It is the identity in the metric of the coefficients, over a bound of the steepest curvature: Boehning's (see
-        `Objective.centred_and_scaled`) times the largest eigenvalue of K, nearly, by the power method from the
-        gradient at the start.
+        `Objective.centred_and_scaled`) times the largest eigenvalue of K, nearly.
         """
         objective = self.objective
-        once = self._split(self._first.gradient)[0]
-        once = once / (np.linalg.norm(once) or 1.0)
-        twice = self._times_gram(once, np.zeros(self._shape[1]))[0].astype(np.float64)
-        along = float(np.vdot(once, twice))
-        eigenvalue = float(np.vdot(twice, twice)) / along if along > 0.0 else 0.0
+        # The derivatives at the start are those of the loss alone, whatever the penalty.
+        eigenvalue = self._gram.largest_eigenvalue(lambda: self._split(self._first.gradient)[0])
         curvature = objective.steepest * eigenvalue / objective.total_weight + self._penalty
         return _Step(2.0 / curvature if curvature > 0.0 else 2.0, self._split, self._joined)
 
     def parameters(self, u: Vector) -> Vector:
         """Return the objective's own parameters, [coef | intercept]."""
-        combination, _, intercept = self._split(u)
-        self._combine(combination)
-        coef = self._by_feature.T.astype(np.float64) / self._length
-        mean = self._mean.astype(np.float64) * self._length
+        gram, (combination, _, intercept) = self._gram, self._split(u)
+        coef = gram.combine(combination).T.astype(np.float64) / gram.length
+        mean = gram.mean.astype(np.float64) * gram.length
         return np.column_stack([coef, intercept * self._intercept_scale - coef @ mean]).ravel()
 
     @cached_property
@@ -142,27 +178,20 @@ class RowSpace:
         residual = by_logits[:, objective.first :] / objective.total_weight
         by_intercept = residual.sum(axis=0, dtype=np.float64) * objective.fit_intercept
         gradient = residual + self._penalty * combination
-        product, norm = self._times_gram(gradient, by_intercept)
+        by_feature = self._gram.combine(gradient)
+        norm, product = self._largest(by_feature, by_intercept), self._gram.products(by_feature)
         value = float(loss) / objective.total_weight
         value += 0.5 * self._penalty * float(np.vdot(combination, of_logits))
         # Along a step [B, K B] both K G . B and G . K B are the derivative: half of each.
         by_u = self._joined(0.5 * product, 0.5 * gradient, by_intercept * self._intercept_scale)
         return Point(u, u, value, by_u, norm)
 
-    def _times_gram(self, combination: Array, by_intercept: Vector) -> tuple[Array, float]:
-        """Return K times a combination, and the largest derivative if it and `by_intercept` are the gradient."""
-        self._combine(combination)
-        by_intercept = by_intercept.astype(self._mean.dtype)
-        norm = _native.largest_derivative(self._by_feature, self._scale, self._mean, by_intercept)
-        product = sparse.product(self._rows, self._by_feature, less=(self._ones, self._mean @ self._by_feature))
+    def _largest(self, by_feature: Array, by_intercept: Vector) -> float:
+        """Return the largest derivative where these are the gradient; NaN if one is."""
+        gram = self._gram
+        norm = _native.largest_derivative(by_feature, self._scale, gram.mean, by_intercept.astype(gram.mean.dtype))
         of_intercept = np.abs(by_intercept).max(initial=0.0) * max(1.0, self._intercept_scale)
-        return product, float(np.max([norm * self._length, of_intercept]))  # NaN if one is
-
-    def _combine(self, combination: Array) -> None:
-        """Put the combination of centred rows in `_by_feature`."""
-        dtype = self._mean.dtype
-        total = combination.sum(axis=0).astype(dtype)
-        sparse.product(self._features, combination.astype(dtype), less=(self._mean, total), out=self._by_feature)
+        return float(np.max([norm * gram.length, of_intercept]))
 
     def _split(self, u: Vector) -> tuple[Array, Array, Vector]:
         size = self._shape[0] * self._shape[1]

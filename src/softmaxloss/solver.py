@@ -105,7 +105,8 @@ class Solution:
 
     `gradient_norm` is the larger of two: the largest derivative there, in magnitude, with respect to the original
     variables x, and the one with respect to the scaled variables u. `converged` says whether it is within `tol`.
-    `preconditioner` is the number of the one that helped last, or was used at the start.
+    `preconditioner` is the number of the one that helped last, or was used at the start. `combination` is the point
+    of `softmaxloss.row_space` that x comes of, if it was found there.
     """
 
     x: Vector
@@ -115,6 +116,7 @@ class Solution:
     converged: bool
     values: list[float]
     preconditioner: int
+    combination: Vector | None = None
 
 
 @dataclass

@@ -24,9 +24,9 @@ from softmaxloss.preconditioner import (
     kronecker_rows,
     reference_penalties,
 )
-from softmaxloss.row_space import RowSpace
+from softmaxloss.row_space import Gram, RowSpace
 from softmaxloss.rows import Rows, blas
-from softmaxloss.solver import RENEWALS, Candidate, Iteration, Preconditioner, Solution, State, descend, minimize
+from softmaxloss.solver import RENEWALS, Candidate, Iteration, Preconditioner, Solution, descend, minimize
 
 Vector = npt.NDArray[np.float64]
 
@@ -35,9 +35,11 @@ Vector = npt.NDArray[np.float64]
 _BLOCKS_AFTER, _HESSIAN_AFTER = 8, 100
 _HESSIAN_PASSES = 400
 
-# What takes no longer than a few values is made anew more often; what takes no time, once more.
-_NEWTON_RENEWALS = (1, 4, 8, 13)
+# What takes no longer than a few values is made anew more often; what takes no time, once more. Near a solution of
+# another penalty the curvature changes less, and many fits end before the first of these.
+_NEWTON_RENEWALS, _NEWTON_RENEWALS_NEARBY = (1, 4, 8, 13), (2, 6, 11)
 _SCALE_RENEWALS = (2, *RENEWALS)
+_RENEWALS_NEARBY = (8, 16, 28)
 
 # Where neither product nor Hessian is, how much may be left of the scaling of the features: see `ScalePreconditioner`.
 _POWERS = (0.25, 0.5)
@@ -47,7 +49,8 @@ class Preconditioning:
     """What preconditioners of an objective need, for all the penalties that it is to be minimised with.
 
     Rows are sampled once for each kind, when it is first made, and the features' spectrum is computed for few of the
-    penalties: see `FeatureSpectrum`. Blocks have the memory of those before: only the last made are of use.
+    penalties: see `FeatureSpectrum`. Blocks have the memory of those before: only the last made are of use. Where the
+    space of the rows is taken, all share its Gram matrix.
 
     Parameters
     ----------
@@ -89,12 +92,8 @@ class Preconditioning:
                 return unknown
             return BlockPreconditioner(objective, self._block_rows, variables, x, spectrum(), self._room)
 
-        @cache
-        def scaled() -> ScaledRows:
-            return ScaledRows(self._hessian_rows, variables)
-
         def hessian(x: Vector) -> Preconditioner:
-            return HessianPreconditioner(objective, scaled(), variables, x)
+            return HessianPreconditioner(objective, self._hessian_rows, variables, x)
 
         if self._of_hessian:
             return [Candidate(hessian)]
@@ -107,14 +106,19 @@ class Preconditioning:
             found.append(Candidate(hessian, _HESSIAN_AFTER))
         return found
 
-    @property
-    def renewals(self) -> Sequence[int]:
-        """After which of the first iterations they are made anew."""
+    def renewals(self, *, nearby: bool) -> Sequence[int]:
+        """Return after which of the first iterations they are made anew, from 0 or from a solution nearby."""
         shape = self._objective.shape
-        if self._of_hessian:
-            is_newton = is_quick(self._objective.source.n_rows, shape[0] * shape[1])
-            return _NEWTON_RENEWALS if is_newton else RENEWALS
-        return _SCALE_RENEWALS if self._tries_scales else RENEWALS
+        if self._of_hessian and is_quick(self._objective.source.n_rows, shape[0] * shape[1]):
+            return _NEWTON_RENEWALS_NEARBY if nearby else _NEWTON_RENEWALS
+        if self._tries_scales:
+            return _SCALE_RENEWALS
+        return _RENEWALS_NEARBY if nearby else RENEWALS
+
+    @cached_property
+    def gram(self) -> Gram:
+        """That of the rows, if they span the space in which the objective is minimised."""
+        return Gram(self._objective)
 
     @cached_property
     def _rows(self) -> Rows:
@@ -126,8 +130,10 @@ class Preconditioning:
         return self._objective.source.sample(self._of_blocks)
 
     @cached_property
-    def _hessian_rows(self) -> Rows:
-        return self._objective.source.sample(self._of_hessian or self._of_late_hessian)
+    def _hessian_rows(self) -> ScaledRows:
+        reference = self._objective.with_penalty(max(self._references))
+        rows = reference.source.sample(self._of_hessian or self._of_late_hessian)
+        return ScaledRows(rows, reference.centred_and_scaled())
 
     @cached_property
     def _room(self) -> npt.NDArray[Any]:
@@ -161,20 +167,33 @@ def solve(
     checkpoint: Checkpoint | None = None,
     preconditioning: Preconditioning | None = None,
     first: int = 0,
+    combination: Vector | None = None,
 ) -> Solution:
     """Minimise the objective from `start`, from 0 without one, or from a checkpoint.
 
-    `first` is the number of the preconditioner that is used at the start: that of a solution nearby, or 0.
+    `first` is the number of the preconditioner that is used at the start: that of a solution nearby, or 0. Without
+    `start` and where `row_space.suits`, it is minimised in the space of the rows, from `combination` or from 0.
     """
     with blas.on_one_thread():  # rows have threads of their own; a BLAS's crawl where others use the processors
         state = None if checkpoint is None else checkpoint.load()
         variables = objective.centred_and_scaled()
+        preconditioning = preconditioning or Preconditioning(objective, [objective.penalty])
         if start is None and row_space.suits(objective, variables):
-            solution = _in_row_space(objective, variables, tol, max_iter, on_iteration, state, checkpoint)
+            space = RowSpace(objective, variables, preconditioning.gram)
+            solution = descend(
+                space.point,
+                space.start if combination is None else combination,
+                tol=tol,
+                max_iter=max_iter,
+                preconditioners=[Candidate(lambda _: space.preconditioner)],
+                on_iteration=on_iteration,
+                state=state,
+                on_state=None if checkpoint is None else checkpoint.save,
+            )
             # Rounding may have ended it early, or parted what was minimised from the coefficients: these tell.
             more = minimize(
                 objective.value_and_gradient,
-                solution.x,
+                space.parameters(solution.x),
                 tol=tol,
                 max_iter=max_iter - solution.n_iter,
                 variables=variables,
@@ -185,8 +204,7 @@ def solve(
             values = solution.values + more.values
             if solution.n_iter:
                 values[-1] = more.value
-            return replace(more, n_iter=solution.n_iter + more.n_iter, values=values)
-        preconditioning = preconditioning or Preconditioning(objective, [objective.penalty])
+            return replace(more, n_iter=solution.n_iter + more.n_iter, values=values, combination=solution.x)
         return minimize(
             objective.value_and_gradient,
             np.zeros(objective.shape).ravel() if start is None else start,
@@ -194,35 +212,12 @@ def solve(
             max_iter=max_iter,
             variables=variables,
             preconditioners=preconditioning.candidates(objective, variables),
-            renewals=preconditioning.renewals,
+            renewals=preconditioning.renewals(nearby=start is not None),
             first=first,
             on_iteration=on_iteration,
             state=state,
             on_state=None if checkpoint is None else checkpoint.save,
         )
-
-
-def _in_row_space(
-    objective: Objective,
-    variables: CentredAndScaled,
-    tol: float,
-    max_iter: int,
-    on_iteration: Callable[[Iteration], None] | None,
-    state: State | None,
-    checkpoint: Checkpoint | None,
-) -> Solution:
-    space = RowSpace(objective, variables)
-    solution = descend(
-        space.point,
-        space.start,
-        tol=tol,
-        max_iter=max_iter,
-        preconditioners=[Candidate(lambda _: space.preconditioner)],
-        on_iteration=on_iteration,
-        state=state,
-        on_state=None if checkpoint is None else checkpoint.save,
-    )
-    return replace(solution, x=space.parameters(solution.x))
 
 
 def _after(on_iteration: Callable[[Iteration], None], count: int) -> Callable[[Iteration], None]:
