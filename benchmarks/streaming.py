@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import shutil
 import tempfile
 import threading
@@ -122,7 +123,7 @@ def write(folder: Path, effort: Effort) -> None:
                 X[start : start + len(y)] = block
                 columns = [pa.array(column) for column in np.ascontiguousarray(block.T)]
                 file.write_table(pa.table([*columns, pa.array(y)], schema=schema))
-    X.flush()
+    os.sync()  # else the disk is at work on these files while a fit is timed
 
 
 def fit(folder: Path, kind: str, max_iter: int) -> dict[str, Any]:

@@ -111,6 +111,27 @@ def test_columns_in_another_order_integers_and_booleans(tmp_path):
     np.testing.assert_array_equal(labels, [0, 1] * 6)
 
 
+@pytest.mark.parametrize("rows", [1, 511, 513, 1200])
+@pytest.mark.parametrize("n_columns", [1, 15, 16, 17, 50])
+def test_numbers_of_all_kinds_and_lists_side_by_side(tmp_path, n_columns, rows):
+    rng = np.random.default_rng(n_columns)
+    kinds = [np.float64, np.float32, np.int8, np.uint64, np.bool_]
+    numbers = [rng.integers(0, 2, rows).astype(kinds[k % len(kinds)]) for k in range(n_columns)]
+    lists = [rng.normal(size=(rows, width)).astype(np.float32) for width in (1, 5, 3)]
+    columns = {f"x{k}": column for k, column in enumerate(numbers)}
+    for k, matrix in enumerate(lists):
+        columns[f"list{k}"] = pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), matrix.shape[1])
+    names = list(columns)
+    rng.shuffle(names)
+    pq.write_table(pa.table({**columns, "y": np.arange(rows) % 2}), tmp_path / "all.parquet", row_group_size=1000)
+
+    files, _ = open_parquet(tmp_path, target="y", columns=names)
+
+    whole = [lists[int(name[4:])] if name[0] == "l" else numbers[int(name[1:])][:, np.newaxis] for name in names]
+    np.testing.assert_array_equal(np.asarray(files), np.hstack(whole).astype(np.float64))
+    assert all(block.flags.c_contiguous for _, block in files.blocks())
+
+
 def test_what_does_not_fit_is_refused(tmp_path, drawn):
     X, y = drawn
     pattern = write(tmp_path, X, y)

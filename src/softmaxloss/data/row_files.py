@@ -32,6 +32,10 @@ Convert = Callable[[Any, Path, int], NDArray[Any]]
 _BLOCK_BYTES = 1 << 24
 _FEWEST_ROWS = 256
 
+# Columns are put side by side so many of so many rows at a time: what is read of them then stays in a cache, and what
+# is written are whole lines of it. In half the time of all at once (measured).
+_COLUMNS_AT_ONCE, _ROWS_AT_ONCE = 16, 512
+
 
 class Stored(Protocol):
     """Rows as they lie in files: in groups, of which each is read in batches of any type that has a length."""
@@ -170,7 +174,7 @@ class RowFiles:
             raise DataError(
                 f"{group.path}: {len(batch)} rows have {features.shape[1]} features, expected {self.shape[1]}"
             )
-        return features.astype(self.dtype, copy=False)
+        return features.astype(self.dtype, "C", copy=False)
 
     def _count(self, group: RowGroup) -> int:
         """Return how many rows of a group count."""
@@ -282,22 +286,41 @@ def _width(path: Path, name: str, kind: pa.DataType) -> int:
 def _matrix(
     batch: pa.RecordBatch, widths: dict[str, int], dtype: np.dtype[Any], path: Path, first_row: int
 ) -> NDArray[Any]:
-    """Put columns side by side; each column stays together in memory, as matrix products take it too."""
-    features = np.empty((sum(widths.values()), batch.num_rows), dtype)
-    first = 0
+    """Put columns side by side, row by row."""
+    features: NDArray[Any] | None = None
+    first, n_features = 0, sum(widths.values())
+    for part in _parts(batch, widths, dtype, path, first_row):
+        width = part.shape[1]
+        if width == n_features and part.flags.c_contiguous:
+            return part.astype(dtype, copy=False)
+        if features is None:
+            features = np.empty((batch.num_rows, n_features), dtype)
+        for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            features[rows, first : first + width] = part[rows]
+        first += width
+    assert features is not None
+    return features
+
+
+def _parts(
+    batch: pa.RecordBatch, widths: dict[str, int], dtype: np.dtype[Any], path: Path, first_row: int
+) -> Iterator[NDArray[Any]]:
+    """Yield adjacent columns as matrices: those of numbers some at a time, each one of lists by itself."""
+    waiting: list[NDArray[Any]] = []
     for (name, width), column in zip(widths.items(), batch.columns, strict=True):
+        if not _is_list(column.type):
+            waiting.append(column.to_numpy(zero_copy_only=False))
+            if len(waiting) < _COLUMNS_AT_ONCE:
+                continue
+        if waiting:
+            yield np.array(waiting, dtype).T
+            waiting = []
         if _is_list(column.type):
             _check_lists(column, width, f"{path}: column {name!r}", first_row)
-            numbers = column.flatten().to_numpy(zero_copy_only=False)
-            if len(widths) == 1:
-                rows: NDArray[Any] = numbers.reshape(-1, width).astype(dtype, copy=False)
-                return rows
-            features[first : first + width] = numbers.reshape(-1, width).T
-        else:
-            features[first] = column.to_numpy(zero_copy_only=False)
-        first += width
-    by_row: NDArray[Any] = features.T
-    return by_row
+            yield column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+    if waiting:
+        yield np.array(waiting, dtype).T
 
 
 def _check_lists(column: pa.Array, width: int, subject: str, first_row: int) -> None:

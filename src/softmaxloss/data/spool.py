@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,16 +30,15 @@ class NoRoomError(Exception):
 
 
 class _Block(NamedTuple):
-    """Where a block lies in the file, and how: row by row ("C") or feature by feature ("F")."""
+    """Where a block lies in the file."""
 
     start: int
     rows: int
     offset: int
-    order: Literal["C", "F"]
 
 
 class SpooledRows:
-    """The rows of a `RowFiles` in the same groups and blocks, laid out alike, so that all sums have the same bits.
+    """The rows of a `RowFiles` in the same groups and blocks, so that all sums have the same bits.
 
     The file has no name from the start (or, where the system cannot do that, loses it at once): whatever becomes of the
     process, the system takes it back with the last who has it open.
@@ -70,11 +69,7 @@ class SpooledRows:
 
     def keep(self, group: RowGroup) -> None:
         """Decode a group, block by block, and write it; from any thread."""
-        kept = []
-        for start, X in self._files.blocks(group):
-            order: Literal["C", "F"] = "C" if X.flags.c_contiguous else "F"
-            kept.append(_Block(start, len(X), self._append(X if order == "C" else X.T), order))
-        self._blocks[group.start] = kept
+        self._blocks[group.start] = [_Block(start, len(X), self._append(X)) for start, X in self._files.blocks(group)]
 
     def seal(self) -> None:
         """Map what was written; the file lives as long as somebody holds a block of it, or this object."""
@@ -116,7 +111,7 @@ class SpooledRows:
     def _mapped(self, block: _Block) -> NDArray[np.floating]:
         n_features = self.shape[1]
         flat: NDArray[np.floating] = np.frombuffer(self._map, self.dtype, block.rows * n_features, block.offset)
-        return flat.reshape((block.rows, n_features), order=block.order)
+        return flat.reshape(block.rows, n_features)
 
 
 @contextlib.contextmanager
