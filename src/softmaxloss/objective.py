@@ -187,10 +187,10 @@ class CentredAndScaled:
     def from_original(self, x: Vector) -> Vector:
         """Return the u of the parameters [coef | intercept]."""
         matrix = self._matrix(x)
-        coef = matrix[:, :-1]
-        scaled = np.column_stack([coef, matrix[:, -1] + coef @ self.mean])
-        scales = np.append(self.scale, self.intercept_scale)
-        u: Matrix = np.divide(scaled, scales, out=np.zeros_like(scaled), where=scales > 0)
+        u, coef = np.zeros_like(matrix), matrix[:, :-1]
+        np.divide(coef, self.scale, out=u[:, :-1], where=self.scale > 0)
+        if self.intercept_scale:
+            u[:, -1] = (matrix[:, -1] + coef @ self.mean) / self.intercept_scale
         return u.ravel()
 
     def gradient(self, gradient: Vector) -> Vector:

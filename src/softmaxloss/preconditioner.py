@@ -3,7 +3,7 @@
 import contextlib
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,8 @@ _MOST_SAMPLED = 1 << 25
 _SHARE_OF_PASS = 0.25
 _PRODUCTS_OF_READING = 40
 
-# Second moments are the sum of so many parts of the rows, whatever the number of threads.
-_MOMENT_PARTS = 4
+# Means over rows are the sum of so many parts of them, whatever the number of threads.
+_PARTS = 4
 
 # One spectrum serves penalties down to this share of its own: below it rounding would be left of what the penalty says.
 _LEAST_PENALTY = 1e-4
@@ -108,11 +108,13 @@ class HessianPreconditioner:
             else:
                 _add_curvature(features, weights, u.reshape(objective.shape), matrix)
         self.is_newton = is_quick(objective.source.n_rows, len(matrix))
-        ratio = np.tile(rows.ratio(variables), n_classes)
-        matrix *= ratio
-        matrix *= ratio[:, np.newaxis]
-        penalties = np.append(objective.penalty * np.square(variables.scale), 0.0)
-        matrix.flat[:: len(matrix) + 1] += np.tile(penalties, n_classes) + _LEAST_EIGENVALUE
+        ratio = rows.ratio(variables)
+        blocks = matrix.reshape(n_classes, size, n_classes, size)
+        blocks *= ratio[:, np.newaxis, np.newaxis]
+        blocks *= ratio
+        diagonal = matrix.reshape(-1)[:: len(matrix) + 1].reshape(n_classes, size)
+        diagonal += _LEAST_EIGENVALUE
+        diagonal[:, :-1] += objective.penalty * np.square(variables.scale)
         # Not by cho_factor and cho_solve, whose checks take longer than this for a small matrix.
         self._factor, failed = scipy.linalg.lapack.dpotrf(matrix, lower=1, overwrite_a=1)
         if failed:
@@ -274,17 +276,13 @@ class KroneckerPreconditioner(MetricPreconditioner):
         x: Vector,
         spectrum: "FeatureSpectrum",
     ) -> None:
-        coef, intercept = objective.layer(x)
-        X = rows.dense
-        probabilities = softmax(X @ coef.T + intercept, axis=1)
-        weights = (rows.weights / rows.weights.sum()).astype(X.dtype)
-        by_class = np.diag(weights @ probabilities) - (probabilities.T * weights) @ probabilities
+        by_class = _class_covariance(rows, *objective.layer(x))
         curvatures, self._classes = np.linalg.eigh(by_class[objective.first :, objective.first :])
         curvatures = np.maximum(curvatures, 0.0) + _LEAST_CURVATURE / objective.shape[0]
         self._spectrum = spectrum
         self._by_coef = self._spectrum.inverse(curvatures)
         self._by_intercept = 1.0 / (curvatures * variables.intercept_scale**2) if objective.fit_intercept else 0.0
-        self._dtype = X.dtype
+        self._dtype = objective.source.dtype
         self._shape = objective.shape
 
     def __call__(self, gradient: Vector) -> Vector:
@@ -370,10 +368,29 @@ def _moments(rows: Rows, variables: CentredAndScaled) -> Array:
         moments: Array = features.T @ features
         return moments
 
-    parts = slices(len(rows.codes), _MOMENT_PARTS)
-    threads = threads_for(len(rows.codes) * size * size)
-    total: Array = sum(in_threads(of_part, parts, threads), np.zeros((size, size), dtype))
-    return total
+    return _in_parts(of_part, rows, size * size)
+
+
+def _class_covariance(rows: Rows, coef: Array, intercept: Array) -> Array:
+    """Return the weighted mean of ``diag(p) - p p.T`` over the rows' probabilities, in their dtype."""
+    weights = (rows.weights / rows.weights.sum()).astype(rows.X.dtype)
+
+    def of_part(part: slice) -> Array:
+        probabilities = softmax(rows.part(part).dense @ coef.T + intercept, axis=1)
+        weighted = probabilities.T * weights[part]
+        covariance: Array = np.diag(weighted.sum(axis=1)) - weighted @ probabilities
+        return covariance
+
+    return _in_parts(of_part, rows, len(coef) * (len(coef) + rows.X.shape[1]))
+
+
+def _in_parts(of_part: Callable[[slice], Array], rows: Rows, products_per_row: int) -> Array:
+    """Return the sum of matrices that several threads make of the rows: the same whatever their number."""
+    threads = threads_for(len(rows.codes) * products_per_row)
+    first, *others = in_threads(of_part, slices(len(rows.codes), _PARTS), threads)
+    for other in others:
+        first += other
+    return first
 
 
 def reference_penalties(penalties: Sequence[float]) -> dict[float, float]:

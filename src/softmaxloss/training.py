@@ -76,7 +76,6 @@ class Preconditioning:
 
     def candidates(self, objective: Objective, variables: CentredAndScaled) -> list[Candidate]:
         """Return what makes preconditioners at a point, with one of the penalties."""
-        unknown = ScalePreconditioner(variables, 1.0)
 
         @cache
         def spectrum() -> FeatureSpectrum:
@@ -84,12 +83,12 @@ class Preconditioning:
 
         def product(x: Vector) -> Preconditioner:
             if not self._rows.weights.any():
-                return unknown
+                return ScalePreconditioner(variables, 1.0)
             return KroneckerPreconditioner(objective, self._rows, variables, x, spectrum())
 
         def blocks(x: Vector) -> Preconditioner:
             if not self._rows.weights.any():
-                return unknown
+                return ScalePreconditioner(variables, 1.0)
             return BlockPreconditioner(objective, self._block_rows, variables, x, spectrum(), self._room)
 
         def hessian(x: Vector) -> Preconditioner:
