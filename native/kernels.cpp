@@ -30,7 +30,8 @@ constexpr Kernels<T> kKernels = {contiguous_loss<T>,
                                  kSparse<T, std::int64_t>,
                                  largest_derivative<T>,
                                  dot<T>,
-                                 add_scaled<T>};
+                                 add_scaled<T>,
+                                 add_columns<T>};
 
 Kernels<float> float_kernels() { return kKernels<float>; }
 Kernels<double> double_kernels() { return kKernels<double>; }

@@ -288,6 +288,7 @@ struct Kernels {
   T (*largest_derivative)(const LargestProblem<T>&, Index begin, Index end);
   T (*dot)(const T* a, const T* b, Index count);
   void (*add_scaled)(T factor, const T* from, T* to, Index count);
+  void (*add_columns)(const T* matrix, Index rows, Index columns, double* sums);
 };
 
 }  // namespace softmaxloss

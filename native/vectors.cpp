@@ -66,11 +66,27 @@ void add_multiples(const Vectors& vectors, const Vector<double>& factors, const 
   });
 }
 
+// sums[j] += the sum of column j, in one thread: those of each row before those of the next.
+template <class T>
+void add_columns(const Dense<const T, 2>& matrix, const OutVector<double>& sums) {
+  const Index columns = length(sums);
+  require(static_cast<Index>(matrix.shape(1)) == columns);
+  nb::gil_scoped_release release;
+  kernels<T>().add_columns(matrix.data(), length(matrix), columns, sums.data());
+}
+
+template <class T>
+void bind_add_columns(nb::module_& m) {
+  m.def("add_columns", &add_columns<T>, nb::arg("matrix").noconvert(), nb::arg("sums").noconvert());
+}
+
 }  // namespace
 
 void bind_vectors(nb::module_& m) {
   m.def("dots", &dots, nb::arg("vectors"), nb::arg("vector").noconvert(), nb::arg("out").noconvert());
   m.def("add_multiples", &add_multiples, nb::arg("vectors"), nb::arg("factors").noconvert(), nb::arg("to").noconvert());
+  bind_add_columns<float>(m);
+  bind_add_columns<double>(m);
 }
 
 }  // namespace softmaxloss

@@ -29,4 +29,11 @@ void add_scaled(T factor, const T* from, T* to, Index count) {
   for (; i < count; ++i) to[i] = fused_multiply_add(factor, from[i], to[i]);
 }
 
+// sums[j] += the sum of column j of a matrix of `rows` rows, from the first on.
+template <class T>
+void add_columns(const T* matrix, Index rows, Index columns, double* sums) {
+  for (const T* row = matrix; row != matrix + rows * columns; row += columns)
+    for (Index j = 0; j < columns; ++j) sums[j] += static_cast<double>(row[j]);
+}
+
 }  // namespace softmaxloss::SOFTMAXLOSS_ISA

@@ -340,3 +340,22 @@ def test_sparse_features_are_scaled_as_dense_ones_are(dtype):
     np.testing.assert_allclose(of_sparse.mean, of_dense.mean, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(of_sparse.scale, of_dense.scale, rtol=1e-12)
     assert of_sparse.scale[1] == of_sparse.scale[2] == 0
+
+
+@pytest.mark.parametrize("is_sorted", [False, True])
+def test_float32_rows_are_summed_in_float64(is_sorted):
+    """Gradients of so many rows are far below what float32 loses of their sum, most where equal rows are adjacent."""
+    rng = np.random.default_rng(0)
+    codes = rng.choice(3, 200_000, p=[0.6, 0.2, 0.2])
+    codes = np.sort(codes) if is_sorted else codes
+    X = rng.standard_normal((len(codes), 2)).astype(np.float32)
+    options = {"C": 1.0, "n_classes": 3, "fit_intercept": True, "label_smoothing": 0.0}
+    weights, x = np.ones(len(codes)), np.zeros(9)
+
+    _, gradient = objective_of(X, codes, weights, **options).value_and_gradient(x)
+
+    _, wanted = objective_of(X.astype(np.float64), codes, weights, **options).value_and_gradient(x)
+    np.testing.assert_allclose(gradient, wanted, atol=1e-6)
+    model = SoftmaxClassifier().fit(X, codes)
+    assert model.converged_
+    assert model.n_iter_ < 10

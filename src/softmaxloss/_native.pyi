@@ -126,6 +126,7 @@ def dots(vectors: list[NDArray[np.float64]], vector: NDArray[np.float64], out: N
 def add_multiples(
     vectors: list[NDArray[np.float64]], factors: NDArray[np.float64], to: NDArray[np.float64]
 ) -> None: ...
+def add_columns(matrix: NDArray[Any], sums: NDArray[np.float64]) -> None: ...
 def survey_labels(
     labels: NDArray[np.int64],
     classes: int,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from softmaxloss import sparse
+from softmaxloss import _native, sparse
 from softmaxloss.loss import softmax_cross_entropy_and_grad
 from softmaxloss.rows import Rows, RowSource, Sums, weighted_sum
 
@@ -155,7 +155,7 @@ def loss_and_gradient(rows: Rows, coef: Array, intercept: Array, label_smoothing
         else:
             np.matmul(by_logits.T, X, out=of_block)
         by_coef += of_block
-        by_intercept += np.ones(len(codes), by_logits.dtype) @ by_logits  # a fifth of the time of a sum
+        _native.add_columns(by_logits, by_intercept)
     return loss, by_coef, by_intercept
 
 
