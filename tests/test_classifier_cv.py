@@ -238,6 +238,15 @@ def test_no_penalty_at_all():
     np.testing.assert_allclose(model.coefs_paths_[0, 1][:, :5], alone.coef_, atol=1e-3)
 
 
+@pytest.mark.parametrize("unit", [1e-80, 1e-60, 1.0])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_penalties_of_all_sizes_on_one_path(n_classes, unit):
+    X, y = problem(n_classes=n_classes)
+    model = SoftmaxClassifierCV([1e-200, 1.0, 1e200, np.inf], cv=2, n_jobs=1).fit(X * unit, y)
+    assert np.isfinite(model.coefs_paths_).all()
+    assert model.converged_
+
+
 # ----- checkpoints
 
 

@@ -38,8 +38,7 @@ class SoftmaxClassifierCV(SoftmaxPredictor):
     [1]_, without its axis of ratios.
 
     The Cs of a fold are a path: each solution is sought where the two before it point, and the moments of the features
-    are computed once, so that ten of them cost about as much as one to three fits with the largest C alone. (Where
-    sparse features are far more than the rows, each starts anew.)
+    are computed once, so that ten of them cost about as much as one to three fits with the costliest C alone.
 
     Parameters
     ----------

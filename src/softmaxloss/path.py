@@ -4,6 +4,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def solve_path(
     with blas.on_one_thread():  # to tell the libraries so for each takes longer than an iteration of small data
         for penalty in penalties[len(solutions) :]:
             number, here = len(solutions), objective.with_penalty(penalty)
-            # The space of the rows is entered at 0 alone, and is the quicker way all the same.
+            # The space of the rows takes its own points alone, and from 0 it is the quicker way all the same.
             of_rows = row_space.suits(here, here.centred_and_scaled())
             found = [solution.combination if of_rows else solution.x for solution in solutions[-_POINTS_OF_A_LINE:]]
             begin = _next_start(found, penalties[: number + 1])
@@ -81,10 +82,12 @@ def solve_path(
                 on_iteration=on_iteration,
                 checkpoint=None if checkpoint is None else checkpoint.of_fit(number),
                 preconditioning=preconditioning,
-                first=solutions[-1].preconditioner if solutions else 0,
+                nearby=solutions[-1].preconditioner if solutions else None,
                 combination=begin if of_rows else None,
             )
             solutions.append(solution)
+            if number >= _POINTS_OF_A_LINE:
+                solutions[-1 - _POINTS_OF_A_LINE] = replace(solutions[-1 - _POINTS_OF_A_LINE], combination=None)
             if checkpoint is not None:
                 checkpoint.save(solutions)
     return solutions
@@ -159,7 +162,7 @@ class PathCheckpoint:
         self.folder.mkdir(parents=True, exist_ok=True)
         facts = [{name: getattr(solution, name) for name in _FACTS} for solution in solutions]
         arrays = {"points": np.array([solution.x for solution in solutions])}
-        for number, solution in [*enumerate(solutions)][-_POINTS_OF_A_LINE:]:
+        for number, solution in enumerate(solutions):
             if solution.combination is not None:
                 arrays[_combination_of(number)] = solution.combination
         with replacing(self.path) as temporary, temporary.open("wb") as file:
