@@ -14,6 +14,8 @@ from threadpoolctl import threadpool_limits
 import softmaxloss.class_blocks
 import softmaxloss.objective
 import softmaxloss.preconditioner
+import softmaxloss.training
+from softmaxloss.checkpoint import Checkpoint
 from softmaxloss.classifier import SoftmaxClassifier
 
 
@@ -86,6 +88,7 @@ def test_an_interrupted_fit_ends_at_the_same_bits(kind, calls, newton, tmp_path,
 def test_a_fit_that_left_its_preconditioner_ends_at_the_same_bits(blocks, calls, tmp_path, monkeypatch):
     if not blocks:
         monkeypatch.setattr(softmaxloss.class_blocks, "_MOST_BYTES", 0)
+        monkeypatch.setattr(softmaxloss.training, "_STALE", np.inf)  # else the product helps to the end
     random = np.random.default_rng(0)
     y = np.arange(2000) % 25
     X = 0.6 * random.standard_normal((25, 60))[y] + random.standard_normal((2000, 60))  # alike in all directions
@@ -134,6 +137,26 @@ def test_a_fit_whose_product_comes_late_ends_at_the_same_bits(calls, tmp_path, m
     np.testing.assert_array_equal(resumed.coef_, whole.coef_)
     with np.load(path) as file:
         assert json.loads(str(file["facts"]))["preconditioner"] >= 2
+
+
+@pytest.mark.parametrize("calls", [(4,), (13, 8), (27,)])
+def test_a_fit_that_forgot_steps_ends_at_the_same_bits(calls, tmp_path, monkeypatch):
+    """Where a plane separates the rows, what was learnt at higher losses is forgotten."""
+    random = np.random.default_rng(0)
+    X, y = random.standard_normal((200, 100)), random.integers(5, size=200)
+    monkeypatch.setattr(softmaxloss.training, "_HESSIAN_AFTER", 10**6)
+    states, save = [], Checkpoint.save
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Checkpoint, "save", lambda self, state: states.append(len(state.pairs.steps)) or save(self, state)
+        )
+        whole = classifier(tmp_path / "whole.npz").fit(X, y)
+    assert states[9] < 10
+
+    resumed = fit_interrupted_at(calls, tmp_path / "state.npz", X, y, monkeypatch)
+
+    np.testing.assert_array_equal(resumed.coef_, whole.coef_)
+    assert resumed.loss_curve_ == whole.loss_curve_
 
 
 def test_a_state_without_steps_is_kept(tmp_path):

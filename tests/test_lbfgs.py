@@ -95,6 +95,43 @@ def test_all_may_be_forgotten():
     assert len(pairs.steps) == 1
 
 
+@pytest.mark.parametrize(
+    ("above", "kept"), [(30.0, 30), (29.0, 30), (28.9, 29), (20.0, 21), (5.5, 6), (0.0, 6), (-1.0, 6)]
+)
+def test_those_of_high_values_are_forgotten(above, kept):
+    """As if they had never been there, to the bit, but for six."""
+    _, steps, changes = quadratic(30)
+    values = [*np.arange(30.0)[::-1]]
+    pairs, last = Pairs(steps, changes, values), Pairs(steps[-kept:], changes[-kept:], values[-kept:])
+    pairs.forget(above)
+    assert pairs.values == last.values == values[-kept:]
+    np.testing.assert_array_equal(pairs.steps, steps[-kept:])
+    gradient = np.random.default_rng(3).standard_normal(30)
+    np.testing.assert_array_equal(pairs.direction(gradient, np.copy), last.direction(gradient, np.copy))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5, 3000])
+@pytest.mark.parametrize("columns", [0, 1, 2, 3, 8, 17, 1000])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sums_of_columns(instruction_set, dtype, columns, rows):
+    """In float64 and row after row, whatever the instructions."""
+    matrix = np.random.default_rng(rows).standard_normal((rows, columns)).astype(dtype)
+    sums = np.arange(columns, dtype=np.float64)
+
+    _native.add_columns(matrix, sums)
+
+    wanted = np.arange(columns, dtype=np.float64)
+    for row in matrix:
+        wanted += row
+    np.testing.assert_array_equal(sums, wanted)
+
+
+@pytest.mark.parametrize("arguments", [(np.ones((3, 2)), np.ones(3)), (np.ones((4, 4))[:, :2], np.ones(2))])
+def test_columns_that_cannot_be_summed(arguments):
+    with pytest.raises((ValueError, TypeError)):
+        _native.add_columns(*arguments)
+
+
 @pytest.mark.parametrize("size", [0, 1, 7, 64, 2047, 2048, 2049, 70001])
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_sums_of_several_vectors(instruction_set, size, count):

@@ -1,6 +1,7 @@
 """The optimiser by itself, on functions whose minimum is known."""
 
 import io
+import math
 
 import numpy as np
 import pytest
@@ -292,6 +293,48 @@ class Doubtful:
         def gain(self, steps, changes):
             assert 0 < len(steps) == len(changes) <= 3
             return self._gain
+
+
+def test_steps_at_higher_values_are_forgotten_on_request():
+    """A loss of rows that a plane separates, with next to no penalty, has less curvature where it is lower."""
+    rows = np.random.default_rng(0).standard_normal((30, 60))
+
+    def separable(x):
+        margins = rows @ x
+        value = np.logaddexp(0, -margins).mean() + 5e-6 * (x @ x)
+        return float(value), -rows.T @ (1 / (1 + np.exp(margins))) / len(rows) + 1e-5 * x
+
+    for stale in (math.inf, 2.0):
+        seen = []
+        solution = minimize(
+            separable,
+            np.zeros(60),
+            tol=1e-7,
+            max_iter=500,
+            stale=stale,
+            on_state=lambda state, seen=seen: seen.append((state.pairs.values, state.current.value)),
+        )
+        assert solution.converged
+        of_last, _ = seen[-1]
+        if stale == math.inf:
+            assert len(of_last) == min(40, solution.n_iter)
+        else:
+            assert 6 <= len(of_last) < solution.n_iter
+            assert all(value <= stale * now for values, now in seen for value in values[:-6])
+
+
+@pytest.mark.parametrize("stale", [math.inf, 2.0])
+@pytest.mark.parametrize("level", [-1e3, 0.0, 1e3])
+def test_functions_of_any_sign(level, stale):
+    solution = minimize(
+        lambda x: (logistic(x)[0] - 6 * np.log(4) + level, logistic(x)[1]),
+        np.zeros(6),
+        tol=1e-9,
+        max_iter=99,
+        stale=stale,
+    )
+    assert solution.converged
+    np.testing.assert_allclose(solution.x, 3.0, atol=1e-7)
 
 
 def states_of(*candidates, **options):

@@ -18,7 +18,7 @@ Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]
 
 _EVERY = 5  # iterations between two writes
-_FORMAT = 4
+_FORMAT = 5
 
 _POINTS = ("current", "lowest")
 _VECTORS = ("u", "x", "gradient")
@@ -66,6 +66,7 @@ class Checkpoint:
         arrays: dict[str, Any] = {
             "steps": _stacked(state.pairs.steps, state),
             "changes": _stacked(state.pairs.changes, state),
+            "began_at": np.array(state.pairs.values),
             "values": np.array(state.values),
             "renewed_at": state.renewed_at,
             "limits": np.array([state.lowest_value, state.progress]),
@@ -106,7 +107,11 @@ def _state(facts: dict[str, Any], arrays: dict[str, Any]) -> State:
         preconditioner=facts["preconditioner"],
         preconditioned=facts["preconditioned"],
         length=facts["length"],
-        pairs=Pairs([*map(np.copy, arrays["steps"])], [*map(np.copy, arrays["changes"])]),  # each may be forgotten
+        pairs=Pairs(
+            [*map(np.copy, arrays["steps"])],  # each may be forgotten
+            [*map(np.copy, arrays["changes"])],
+            arrays["began_at"].tolist(),
+        ),
         values=arrays["values"].tolist(),
     )
 

@@ -16,6 +16,7 @@ Matrix = npt.NDArray[np.float64]
 # never fewer than will do.
 MOST_STEPS = 40
 _FEWEST_STEPS = 4
+_FEWEST_RECENT = 6  # of those that may be misleading by now
 _STEPS_BYTES = 1 << 28
 
 # A step shows curvature if its cosine with the gradient's change is more than rounding makes of 0.
@@ -36,6 +37,8 @@ class Pairs:
     ----------
     steps, changes : sequences of float64 ndarrays (n,), optional
         Those to begin with; they are kept, not copied.
+    values : sequence of float, optional
+        Of the function, where each of these steps began.
 
     References
     ----------
@@ -44,12 +47,15 @@ class Pairs:
        memory methods", Math. Program. 63, 1994.
     """
 
-    def __init__(self, steps: Sequence[Vector] = (), changes: Sequence[Vector] = ()) -> None:
+    def __init__(
+        self, steps: Sequence[Vector] = (), changes: Sequence[Vector] = (), values: Sequence[float] = ()
+    ) -> None:
         self.steps: list[Vector] = []
         self.changes: list[Vector] = []
+        self.values: list[float] = []
         self._products: Matrix = np.zeros((0, 0))  # R
-        for step, change in zip(steps, changes, strict=True):
-            self.add(step, change)
+        for step, change, value in zip(steps, changes, values or [0.0] * len(steps), strict=True):
+            self.add(step, change, value)
 
     @property
     def is_full(self) -> bool:
@@ -57,7 +63,7 @@ class Pairs:
         room = _STEPS_BYTES // (2 * max(1, self.steps[0].nbytes)) if self.steps else 1
         return len(self.steps) >= min(max(room, _FEWEST_STEPS), MOST_STEPS)
 
-    def add(self, step: Vector, change: Vector) -> None:
+    def add(self, step: Vector, change: Vector, value: float = 0.0) -> None:
         """Remember a pair that shows curvature, and forget the oldest where there are too many."""
         kept = slice(1 if self.is_full else 0, None)
         steps = [*self.steps[kept], step]
@@ -67,10 +73,24 @@ class Pairs:
         if not products[-1, -1] > _LEAST_COSINE * np.sqrt(step @ step) * np.sqrt(change @ change):
             return
         self.steps, self.changes, self._products = steps, [*self.changes[kept], change], products
+        self.values = [*self.values[kept], value]
 
     def clear(self) -> None:
         """Forget them all."""
-        self.steps, self.changes, self._products = [], [], self._products[:0, :0]
+        self._keep(len(self.steps))
+
+    def forget(self, above: float) -> None:
+        """Forget the oldest as long as they began at a value above this, but for a few."""
+        stale = 0
+        while stale < len(self.values) - _FEWEST_RECENT and self.values[stale] > above:
+            stale += 1
+        if stale:
+            self._keep(stale)
+
+    def _keep(self, first: int) -> None:
+        """Forget what is before the pair of this number."""
+        self.steps, self.changes, self.values = self.steps[first:], self.changes[first:], self.values[first:]
+        self._products = np.asfortranarray(self._products[first:, first:])
 
     def direction(self, gradient: Vector, precondition: Callable[[Vector], Vector]) -> Vector:
         """Return minus the approximate inverse Hessian times the gradient.

@@ -152,6 +152,7 @@ def minimize(
     preconditioners: Sequence[Candidate] = (),
     renewals: Sequence[int] = RENEWALS,
     first: int = 0,
+    stale: float = math.inf,
     on_iteration: Callable[[Iteration], None] | None = None,
     state: State | None = None,
     on_state: Callable[[State], None] | None = None,
@@ -183,6 +184,9 @@ def minimize(
         After which of the first iterations that is.
     first : int, optional
         Which of them is used at the start.
+    stale : float, optional
+        Of a positive function whose curvature falls with its value: steps that began at a value more than so many
+        times the current one are forgotten.
     on_iteration : callable, optional
         Called with an `Iteration` after each one. An exception that it raises ends the minimisation.
     state : State, optional
@@ -240,6 +244,7 @@ def minimize(
         preconditioners=preconditioners,
         renewals=renewals,
         first=first,
+        stale=stale,
         on_iteration=on_iteration,
         state=state,
         on_state=on_state,
@@ -255,6 +260,7 @@ def descend(
     preconditioners: Sequence[Candidate] = (),
     renewals: Sequence[int] = RENEWALS,
     first: int = 0,
+    stale: float = math.inf,
     on_iteration: Callable[[Iteration], None] | None = None,
     state: State | None = None,
     on_state: Callable[[State], None] | None = None,
@@ -263,7 +269,7 @@ def descend(
 
     All that is asked of u and the gradient is that ``gradient @ step`` is the function's derivative along the step.
     """
-    descent = _Descent(point, preconditioners, renewals)
+    descent = _Descent(point, preconditioners, renewals, stale)
     state = state or descent.start_at(u0, first)
     if not _is_finished(state, tol, max_iter):
         descent.precondition_as(state)
@@ -304,11 +310,16 @@ class _Descent:
     """The function, and how a step is made."""
 
     def __init__(
-        self, evaluate: Callable[[Vector], Point], preconditioners: Sequence[Candidate], renewals: Sequence[int]
+        self,
+        evaluate: Callable[[Vector], Point],
+        preconditioners: Sequence[Candidate],
+        renewals: Sequence[int],
+        stale: float,
     ) -> None:
         self.evaluate = evaluate
         self.preconditioners = preconditioners
         self.renewals = renewals
+        self.stale = stale
         self.precondition: Map = np.copy
 
     def start_at(self, u0: Vector, first: int) -> State:
@@ -371,7 +382,9 @@ class _Descent:
         if found is None:
             return False
         new, state.length = found
-        state.pairs.add(new.u - old.u, new.gradient - old.gradient)
+        state.pairs.add(new.u - old.u, new.gradient - old.gradient, old.value)
+        if new.value > 0.0:
+            state.pairs.forget(self.stale * new.value)
         state.current = new
         state.values.append(new.value)
         if new.gradient_norm < state.lowest.gradient_norm:
