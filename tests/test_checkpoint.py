@@ -12,8 +12,8 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 import softmaxloss.class_blocks
+import softmaxloss.newton
 import softmaxloss.objective
-import softmaxloss.preconditioner
 import softmaxloss.training
 from softmaxloss.checkpoint import Checkpoint
 from softmaxloss.classifier import SoftmaxClassifier
@@ -68,7 +68,7 @@ def fit_interrupted_at(calls, path, X, y, monkeypatch):
 )
 def test_an_interrupted_fit_ends_at_the_same_bits(kind, calls, newton, tmp_path, monkeypatch):
     if not newton:
-        monkeypatch.setattr(softmaxloss.preconditioner, "_FEW_HESSIAN_PRODUCTS", 0)
+        monkeypatch.setattr(softmaxloss.newton, "_FEW_HESSIAN_PRODUCTS", 0)
     X, y = problem()
     X = kind(X)
     whole = classifier().fit(X, y)
@@ -92,7 +92,7 @@ def test_a_fit_that_left_its_preconditioner_ends_at_the_same_bits(blocks, calls,
     random = np.random.default_rng(0)
     y = np.arange(2000) % 25
     X = 0.6 * random.standard_normal((25, 60))[y] + random.standard_normal((2000, 60))  # alike in all directions
-    assert not softmaxloss.preconditioner.hessian_rows(2000, 60, 25, 25 * 61, passes=1)
+    assert not softmaxloss.newton.hessian_rows(2000, 60, 25, 25 * 61, passes=1)
     whole = classifier().fit(X, y)
     path = tmp_path / "state.npz"
 

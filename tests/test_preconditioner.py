@@ -6,15 +6,14 @@ import scipy.sparse
 from learning_problems import objective_of
 from threadpoolctl import threadpool_limits
 
-from softmaxloss import preconditioner, solver, training
+from softmaxloss import newton, preconditioner, solver, training
 from softmaxloss.class_blocks import BlockPreconditioner, room_for_blocks
 from softmaxloss.classifier import SoftmaxClassifier
+from softmaxloss.newton import HessianPreconditioner, ScaledRows
 from softmaxloss.objective import CentredAndScaled
 from softmaxloss.preconditioner import (
     FeatureSpectrum,
-    HessianPreconditioner,
     KroneckerPreconditioner,
-    ScaledRows,
     ScalePreconditioner,
     kronecker_after,
     kronecker_rows,
@@ -79,11 +78,11 @@ def test_the_hessian_is_inverted(n_classes):
 
 
 def test_few_products_are_made_of_all_rows_and_often():
-    assert preconditioner.hessian_rows(500, 4, 2, 10, passes=1) == 500
-    assert preconditioner.hessian_rows(10**6, 4, 2, 10, passes=1) == 2560  # enough for each
-    assert preconditioner.hessian_rows(10**5, 20, 5, 105, passes=1) == 10**5 * 20 * 50 // 105**2
-    assert preconditioner.hessian_rows(2000, 64, 10, 650, passes=1) == 0
-    assert preconditioner.hessian_rows(2000, 64, 10, 650, passes=400) == 2000
+    assert newton.hessian_rows(500, 4, 2, 10, passes=1) == 500
+    assert newton.hessian_rows(10**6, 4, 2, 10, passes=1) == 2560  # enough for each
+    assert newton.hessian_rows(10**5, 20, 5, 105, passes=1) == 10**5 * 20 * 50 // 105**2
+    assert newton.hessian_rows(2000, 64, 10, 650, passes=1) == 0
+    assert newton.hessian_rows(2000, 64, 10, 650, passes=400) == 2000
     objective, rows = problem(3)
     variables, x = objective.centred_and_scaled(), np.zeros(objective.shape).ravel()
     assert by_hessian(objective, rows, variables, x).is_newton
@@ -127,7 +126,7 @@ def test_it_is_symmetric_and_positive(kind, n_classes, fit_intercept, dtype):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("C", [1.0, np.inf])
 def test_features_that_repeat_each_other(dtype, C, monkeypatch):
-    monkeypatch.setattr(preconditioner, "_MOST_HESSIAN_PRODUCTS", 0)  # to the Kronecker product
+    monkeypatch.setattr(newton, "_MOST_HESSIAN_PRODUCTS", 0)  # to the Kronecker product
     random = np.random.default_rng(3)
     few = random.standard_normal((400, 2))
     X = np.tile(few, 150).astype(dtype)
@@ -295,8 +294,8 @@ def test_a_product_that_comes_late(monkeypatch):
     rng = np.random.default_rng(0)
     X = rng.standard_normal((600, 40)) @ (np.geomspace(1, 1e-3, 40)[:, np.newaxis] * rng.standard_normal((40, 40)))
     y = (X @ rng.standard_normal((40, 4)) / X.std() + rng.gumbel(size=(600, 4))).argmax(axis=1)
-    monkeypatch.setattr(preconditioner, "_MOST_HESSIAN_PRODUCTS", 0)
-    monkeypatch.setattr(preconditioner, "_FEW_HESSIAN_PRODUCTS", 0)
+    monkeypatch.setattr(newton, "_MOST_HESSIAN_PRODUCTS", 0)
+    monkeypatch.setattr(newton, "_FEW_HESSIAN_PRODUCTS", 0)
     monkeypatch.setattr(training, "block_rows", lambda *size, **options: 0)
     at_once, _ = used(X, y, monkeypatch, C=100.0, tol=1e-7)
     monkeypatch.setattr(training, "kronecker_after", lambda *size: 6)

@@ -1,15 +1,14 @@
-"""Approximate inverses of the Hessian of SoftmaxClassifier's objective, from some of the rows."""
+"""Approximate inverses of the Hessian of SoftmaxClassifier's objective that a fit with many parameters can afford."""
 
 import contextlib
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
-from scipy.special import expit
 
 from softmaxloss.functional import softmax
 from softmaxloss.objective import CentredAndScaled, Objective
@@ -17,7 +16,6 @@ from softmaxloss.rows import Rows, in_threads, slices, threads_for
 
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
-Matrix = npt.NDArray[np.float64]
 
 # The two matrices of the product take memory and time as the square and the cube of the features and the classes: so
 # many products for each cube of the features, with the second moments, on one of two cores (measured). It is made at
@@ -31,7 +29,7 @@ _FEW_PASSES = 8
 # that takes no longer than this share of a pass; but of no more numbers than this, which may have to travel. A pass
 # takes as long as this many products for each feature, beside those of the classes: the features are read from memory
 # twice.
-_ROWS_PER_FEATURE, _MOST_ROWS_PER_FEATURE = 8, 32
+ROWS_PER_FEATURE, _MOST_ROWS_PER_FEATURE = 8, 32
 _MOST_SAMPLED = 1 << 25
 _SHARE_OF_PASS = 0.25
 _PRODUCTS_OF_READING = 40
@@ -41,16 +39,6 @@ _PARTS = 4
 
 # One spectrum serves penalties down to this share of its own: below it rounding would be left of what the penalty says.
 _LEAST_PENALTY = 1e-4
-
-# The Hessian by all the parameters is worth the time of some passes, and no more than this takes; where it takes no
-# longer than a few calls of the objective, it is made of all rows, and often. Rows are taken so many numbers at a time.
-_MOST_HESSIAN_PRODUCTS = 4 * 10**9
-_MOST_ROWS_PER_PARAMETER = 256
-_FEW_HESSIAN_PRODUCTS = 2 * 10**7
-_CHUNK = 1 << 20
-
-# Of the Hessian in variables where it is about one: directions that the loss does not see have none.
-_LEAST_EIGENVALUE = 1e-8
 
 # What is added to the diagonals, relative to them, where features repeat each other or no row has any doubt left.
 _LEAST_CURVATURE = 1e-6
@@ -67,7 +55,7 @@ def kronecker_rows(n_rows: int, n_features: int, n_classes: int, *, is_sparse: b
     if n_features > most or n_classes > _MOST_CLASSES:
         return 0
     affordable = int(_SHARE_OF_PASS * pass_products(n_rows, n_features, n_classes)) // (n_features**2 // 2 + 1)
-    rows = min(max(affordable, _ROWS_PER_FEATURE * n_features), _MOST_ROWS_PER_FEATURE * n_features)
+    rows = min(max(affordable, ROWS_PER_FEATURE * n_features), _MOST_ROWS_PER_FEATURE * n_features)
     return min(rows, _MOST_SAMPLED // n_features)
 
 
@@ -77,116 +65,10 @@ def kronecker_after(n_rows: int, n_features: int, n_classes: int) -> int:
     return passes // 2 if passes > _FEW_PASSES else 0
 
 
-def hessian_rows(n_rows: int, n_features: int, n_classes: int, n_parameters: int, *, passes: int) -> int:
-    """Return how many rows make a Hessian by all the parameters in the time of so many passes; 0 where none do."""
-    if is_quick(n_rows, n_parameters):
-        return n_rows
-    products = min(passes * pass_products(n_rows, n_features, n_classes), _MOST_HESSIAN_PRODUCTS)
-    affordable = products // n_parameters**2
-    rows = min(n_rows, affordable, _MOST_ROWS_PER_PARAMETER * n_parameters)
-    return rows if rows >= min(n_rows, _ROWS_PER_FEATURE * n_parameters) else 0
-
-
-def is_quick(n_rows: int, n_parameters: int) -> bool:
-    """Tell whether the Hessian of all rows by all parameters, and its factor, take no longer than a few values."""
-    return n_rows * n_parameters**2 + n_parameters**3 // 3 <= _FEW_HESSIAN_PRODUCTS
-
-
-class HessianPreconditioner:
-    r"""The inverse of the Hessian itself, where there are few parameters.
-
-    It is the mean over rows of ``(diag(p_i) - p_i p_i.T) (x) f_i f_i.T`` for the probabilities p and the features f as
-    they are centred and scaled, with one for the intercept, plus the penalty.
-    """
-
-    def __init__(self, objective: Objective, rows: "ScaledRows", variables: CentredAndScaled, x: Vector) -> None:
-        (n_classes, size), u = objective.shape, rows.variables.from_original(x)
-        matrix = np.zeros((n_classes * size, n_classes * size))
-        for features, weights in rows.blocks(n_classes):
-            if objective.n_classes == 2:
-                matrix += _of_two_classes(features, weights, u)
-            else:
-                _add_curvature(features, weights, u.reshape(objective.shape), matrix)
-        self.is_newton = is_quick(objective.source.n_rows, len(matrix))
-        ratio = rows.ratio(variables)
-        blocks = matrix.reshape(n_classes, size, n_classes, size)
-        blocks *= ratio[:, np.newaxis, np.newaxis]
-        blocks *= ratio
-        diagonal = matrix.reshape(-1)[:: len(matrix) + 1].reshape(n_classes, size)
-        diagonal += _LEAST_EIGENVALUE
-        diagonal[:, :-1] += objective.penalty * np.square(variables.scale)
-        # Not by cho_factor and cho_solve, whose checks take longer than this for a small matrix.
-        self._factor, failed = scipy.linalg.lapack.dpotrf(matrix, lower=1, overwrite_a=1)
-        if failed:
-            raise scipy.linalg.LinAlgError("the Hessian is not positive definite")
-
-    def __call__(self, gradient: Vector) -> Vector:
-        """Return the inverse Hessian times a vector, both with respect to the scaled variables."""
-        direction: Vector = scipy.linalg.lapack.dpotrs(self._factor, gradient, lower=1)[0]
-        return direction
-
-    def gain(self, steps: list[Vector], changes: list[Vector]) -> float:
-        """Return infinity: it is the Hessian's."""
-        return np.inf
-
-
-def _of_two_classes(features: Vector, weights: Vector, u: Vector) -> Matrix:
-    """Return the sum of the rows' Hessians by the parameters u of the second class."""
-    p = expit(features @ u)
-    curvature = weights * p
-    curvature *= 1.0 - p
-    hessian: Matrix = (features * curvature[:, np.newaxis]).T @ features
-    return hessian
-
-
-def _add_curvature(features: Vector, weights: Vector, u: Matrix, to: Matrix) -> None:
-    """Add the rows' Hessians by the parameters u of all classes."""
-    (n_classes, size), probabilities = u.shape, softmax(features @ u.T, axis=1)
-    roots = np.sqrt(weights)[:, np.newaxis]
-    both = ((probabilities * roots)[:, :, np.newaxis] * features[:, np.newaxis, :]).reshape(len(features), -1)
-    to -= both.T @ both
-    for k in range(n_classes):
-        block = slice(k * size, (k + 1) * size)
-        to[block, block] += (features * (weights * probabilities[:, k])[:, np.newaxis]).T @ features
-
-
-class ScaledRows:
-    """Rows of features in float64, centred and scaled, with one for the intercept, and of weights whose sum is 1.
-
-    They are kept where they are few: small data take as long to be scaled as all else that is done with them.
-
-    Attributes
-    ----------
-    variables : CentredAndScaled
-        Those that the features are of.
-    """
-
-    def __init__(self, rows: Rows, variables: CentredAndScaled) -> None:
-        self._rows, self.variables = rows, variables
-        self._total = rows.weights.sum() or 1.0
-        self._size = len(variables.mean) + 1
-        self._kept = self._scaled(rows) if len(rows.codes) * self._size <= _CHUNK else None
-
-    def blocks(self, n_classes: int) -> Iterator[tuple[Vector, Vector]]:
-        """Yield features and weights, of so many rows that their products with each class take not much memory."""
-        step = max(1, _CHUNK // (n_classes * self._size))
-        for start in range(0, len(self._rows.codes), step):
-            part = slice(start, start + step)
-            if self._kept is None:
-                yield self._scaled(self._rows.part(part))
-            else:
-                yield self._kept[0][part], self._kept[1][part]
-
-    def ratio(self, variables: CentredAndScaled) -> Vector:
-        """Return how much larger the features are by other variables of the same rows, and 1 for the intercept."""
-        return np.append(_ratio(variables.scale, self.variables.scale), 1.0)
-
-    def _scaled(self, rows: Rows) -> tuple[Vector, Vector]:
-        features = np.empty((len(rows.codes), self._size))
-        np.subtract(rows.dense, self.variables.mean, out=features[:, :-1])
-        features[:, :-1] *= self.variables.scale
-        features[:, -1] = self.variables.intercept_scale
-        return features, rows.weights / self._total
+def relative_scale(scale: Vector, to: Vector) -> Vector:
+    """Return one scale of the features relative to another; 0 for those that have none."""
+    ratio: Vector = np.divide(scale, to, out=np.zeros_like(to), where=to > 0)
+    return ratio
 
 
 class MetricPreconditioner(ABC):
@@ -333,8 +215,8 @@ class FeatureSpectrum:
         other = copy.copy(self)
         dtype = self.vectors.dtype
         ratio, inverse = (
-            _ratio(variables.scale, self._scale).astype(dtype),
-            _ratio(self._scale, variables.scale).astype(dtype),
+            relative_scale(variables.scale, self._scale).astype(dtype),
+            relative_scale(self._scale, variables.scale).astype(dtype),
         )
         other.moments = self.moments * np.outer(ratio, ratio)
         other.vectors, other.dual = self.vectors * inverse[:, np.newaxis], self.dual * ratio[:, np.newaxis]
@@ -347,12 +229,6 @@ class FeatureSpectrum:
         """Return the diagonals, a row for each curvature s, between V and V.T in the inverse of s F + R."""
         of_both = np.outer(curvatures, self._shares) + self._of_penalty
         return (1.0 / np.maximum(of_both, _LEAST_CURVATURE)).astype(self.vectors.dtype)
-
-
-def _ratio(scale: Vector, to: Vector) -> Vector:
-    """Return one scale of the features relative to another; 0 for those that have none."""
-    ratio: Vector = np.divide(scale, to, out=np.zeros_like(to), where=to > 0)
-    return ratio
 
 
 def _moments(rows: Rows, variables: CentredAndScaled) -> Array:

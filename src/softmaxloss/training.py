@@ -11,15 +11,12 @@ import numpy.typing as npt
 from softmaxloss import row_space
 from softmaxloss.checkpoint import Checkpoint
 from softmaxloss.class_blocks import BlockPreconditioner, block_rows, room_for_blocks
+from softmaxloss.newton import HessianPreconditioner, ScaledRows, hessian_rows, is_quick
 from softmaxloss.objective import CentredAndScaled, Objective
 from softmaxloss.preconditioner import (
     FeatureSpectrum,
-    HessianPreconditioner,
     KroneckerPreconditioner,
-    ScaledRows,
     ScalePreconditioner,
-    hessian_rows,
-    is_quick,
     kronecker_after,
     kronecker_rows,
     reference_penalties,
@@ -181,49 +178,58 @@ def solve(
         state = None if checkpoint is None else checkpoint.load()
         variables = objective.centred_and_scaled()
         preconditioning = preconditioning or Preconditioning(objective, [objective.penalty])
+        options: dict[str, Any] = {"tol": tol, "max_iter": max_iter, "stale": _STALE, "on_iteration": on_iteration}
+        kept: dict[str, Any] = {"state": state, "on_state": None if checkpoint is None else checkpoint.save}
         if start is None and row_space.suits(objective, variables):
             space = RowSpace(objective, variables, preconditioning.gram)
-            solution = descend(
-                space.point,
-                space.start if combination is None else combination,
-                tol=tol,
-                max_iter=max_iter,
-                preconditioners=[Candidate(lambda _: space.preconditioner)],
-                stale=_STALE,
-                on_iteration=on_iteration,
-                state=state,
-                on_state=None if checkpoint is None else checkpoint.save,
-            )
-            # Rounding may have ended it early, or parted what was minimised from the coefficients: these tell.
-            more = minimize(
-                objective.value_and_gradient,
-                space.parameters(solution.x),
-                tol=tol,
-                max_iter=max_iter - solution.n_iter,
-                variables=variables,
-                preconditioners=scalings(variables),
-                renewals=_SCALE_RENEWALS,
-                stale=_STALE,
-                on_iteration=None if on_iteration is None else _after(on_iteration, solution.n_iter),
-            )
-            values = solution.values + more.values
-            if solution.n_iter:
-                values[-1] = more.value
-            return replace(more, n_iter=solution.n_iter + more.n_iter, values=values, combination=solution.x)
+            return _in_row_space(space, variables, combination, kept, **options)
         return minimize(
             objective.value_and_gradient,
             np.zeros(objective.shape).ravel() if start is None else start,
-            tol=tol,
-            max_iter=max_iter,
             variables=variables,
             preconditioners=preconditioning.candidates(objective, variables),
             renewals=preconditioning.renewals(nearby=nearby is not None),
             first=nearby or 0,
-            stale=_STALE,
-            on_iteration=on_iteration,
-            state=state,
-            on_state=None if checkpoint is None else checkpoint.save,
+            **kept,
+            **options,
         )
+
+
+def _in_row_space(
+    space: RowSpace,
+    variables: CentredAndScaled,
+    combination: Vector | None,
+    kept: dict[str, Any],
+    *,
+    max_iter: int,
+    on_iteration: Callable[[Iteration], None] | None,
+    **options: Any,
+) -> Solution:
+    """Minimise in the space of the rows, then by the coefficients what may be left."""
+    solution = descend(
+        space.point,
+        space.start if combination is None else combination,
+        max_iter=max_iter,
+        preconditioners=[Candidate(lambda _: space.preconditioner)],
+        on_iteration=on_iteration,
+        **kept,
+        **options,
+    )
+    # Rounding may have ended it early, or parted what was minimised from the coefficients: these tell.
+    more = minimize(
+        space.objective.value_and_gradient,
+        space.parameters(solution.x),
+        max_iter=max_iter - solution.n_iter,
+        variables=variables,
+        preconditioners=scalings(variables),
+        renewals=_SCALE_RENEWALS,
+        on_iteration=None if on_iteration is None else _after(on_iteration, solution.n_iter),
+        **options,
+    )
+    values = solution.values + more.values
+    if solution.n_iter:
+        values[-1] = more.value
+    return replace(more, n_iter=solution.n_iter + more.n_iter, values=values, combination=solution.x)
 
 
 def _after(on_iteration: Callable[[Iteration], None], count: int) -> Callable[[Iteration], None]:
