@@ -209,20 +209,25 @@ def interrupt_at(monkeypatch, call):
     return made
 
 
+def interrupt(model, calls, X, codes, monkeypatch):
+    """Fit as often as there are numbers, each time until the evaluation of that number."""
+    for call in calls:
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, call)
+            with pytest.raises(KeyboardInterrupt):
+                model.fit(X, codes)
+
+
 @pytest.mark.parametrize("calls", [(3,), (7,), (8, 2, 5)])
 def test_an_interrupted_fit_ends_at_the_same_bits(calls, tmp_path, monkeypatch):
     X, codes = rows(4, n_rows=200, n_features=1500)
     options = {"C": 100.0, "tol": 1e-9}
     whole = sl.SoftmaxClassifier(**options).fit(X, codes)
     assert whole.n_iter_ > 8
-    path = tmp_path / "state.npz"
+    resumed = sl.SoftmaxClassifier(**options, checkpoint=tmp_path / "state.npz")
 
-    for call in calls:
-        with monkeypatch.context() as patch:
-            interrupt_at(patch, call)
-            with pytest.raises(KeyboardInterrupt):
-                sl.SoftmaxClassifier(**options, checkpoint=path).fit(X, codes)
-    resumed = sl.SoftmaxClassifier(**options, checkpoint=path).fit(X, codes)
+    interrupt(resumed, calls, X, codes, monkeypatch)
+    resumed.fit(X, codes)
 
     assert_array_equal(resumed.coef_, whole.coef_)
     assert_array_equal(resumed.intercept_, whole.intercept_)
@@ -251,13 +256,10 @@ def test_an_interrupted_path_ends_at_the_same_bits(calls, tmp_path, monkeypatch)
     X, codes = rows(3, n_rows=100, n_features=1500)
     options = {"Cs": np.geomspace(0.01, 1e4, 6), "cv": 2, "n_jobs": 1, "tol": 1e-7}
     whole = sl.SoftmaxClassifierCV(**options).fit(X, codes)
+    resumed = sl.SoftmaxClassifierCV(**options, checkpoint=tmp_path)
 
-    for call in calls:
-        with monkeypatch.context() as patch:
-            interrupt_at(patch, call)
-            with pytest.raises(KeyboardInterrupt):
-                sl.SoftmaxClassifierCV(**options, checkpoint=tmp_path).fit(X, codes)
-    resumed = sl.SoftmaxClassifierCV(**options, checkpoint=tmp_path).fit(X, codes)
+    interrupt(resumed, calls, X, codes, monkeypatch)
+    resumed.fit(X, codes)
 
     for name in ("coef_", "intercept_", "coefs_paths_", "scores_", "n_iter_"):
         assert_array_equal(getattr(resumed, name), getattr(whole, name))
