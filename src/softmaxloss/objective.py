@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse
 
 from softmaxloss import _native, sparse
 from softmaxloss.loss import softmax_cross_entropy_and_grad
@@ -142,8 +143,7 @@ def loss_and_gradient(rows: Rows, coef: Array, intercept: Array, label_smoothing
     loss, by_intercept = 0.0, np.zeros(intercept.shape)
     by_coef, of_block = np.zeros(coef.shape, order=order), np.empty(coef.shape, coef.dtype, order)
     for X, codes, of_rows in rows.blocks(len(coef)):
-        logits = sparse.product(X, coef.T) if is_sparse else X @ coef.T
-        logits += intercept
+        logits = logits_of(X, coef, intercept)
         # Calls without options take a third of the time where rows are few.
         weights: dict[str, Any] = {} if (of_rows == 1.0).all() else {"sample_weight": of_rows}
         block_loss, by_logits = softmax_cross_entropy_and_grad(
@@ -157,6 +157,15 @@ def loss_and_gradient(rows: Rows, coef: Array, intercept: Array, label_smoothing
         by_coef += of_block
         _native.add_columns(by_logits, by_intercept)
     return loss, by_coef, by_intercept
+
+
+def logits_of(X: Any, coef: Array, intercept: Array) -> Array:
+    """Return the logits of rows, dense or CSR: ``X @ coef.T + intercept``."""
+    if not coef.any():
+        return np.tile(intercept, (X.shape[0], 1))
+    logits: Array = sparse.product(X, coef.T) if scipy.sparse.issparse(X) else X @ coef.T
+    logits += intercept
+    return logits
 
 
 def _order(is_sparse: bool) -> Literal["C", "F"]:

@@ -71,6 +71,13 @@ class Rows(NamedTuple):
         X = sparse.some_rows(self.X, start, max(start, stop)) if self.is_sparse else self.X[rows]
         return Rows(X, self.codes[rows], self.weights[rows])
 
+    def sample(self, count: int) -> "Rows":
+        """Return so many, or all of them, chosen evenly from everywhere; always the same."""
+        if count >= len(self.codes):
+            return self
+        chosen = spread(len(self.codes), count)
+        return Rows(self.X[chosen], self.codes[chosen], self.weights[chosen])
+
     @property
     def is_sparse(self) -> bool:
         """Whether the features are a sparse matrix."""
@@ -149,11 +156,7 @@ class LocalRows:
 
     def sample(self, count: int) -> Rows:
         """See `RowSource`."""
-        if count >= self.n_rows:
-            return self.rows
-        chosen = spread(self.n_rows, count)
-        X = self.rows.X[chosen]
-        return Rows(X, self.rows.codes[chosen], self.rows.weights[chosen])
+        return self.rows.sample(count)
 
     def first_row(self) -> Vector:
         """See `RowSource`."""

@@ -14,6 +14,7 @@ from softmaxloss.line_search import Point, step_along
 Vector = npt.NDArray[np.float64]
 ValueAndGradient = Callable[[Vector], tuple[float, Vector]]
 Map = Callable[[Vector], Vector]
+FirstStep = Callable[[Vector, Vector, float], float]
 
 # The curvature changes with the point, most at first: preconditioners are made anew after these iterations, unless
 # others are asked for, and then after every so many.
@@ -153,6 +154,7 @@ def minimize(
     renewals: Sequence[int] = RENEWALS,
     first: int = 0,
     stale: float = math.inf,
+    first_step: FirstStep | None = None,
     on_iteration: Callable[[Iteration], None] | None = None,
     state: State | None = None,
     on_state: Callable[[State], None] | None = None,
@@ -187,6 +189,9 @@ def minimize(
     stale : float, optional
         Of a positive function whose curvature falls with its value: steps that began at a value more than so many
         times the current one are forgotten.
+    first_step : callable, optional
+        u, a direction and the slope along it there, to the multiple of the direction that is tried first, where no
+        steps are known; without it 1.
     on_iteration : callable, optional
         Called with an `Iteration` after each one. An exception that it raises ends the minimisation.
     state : State, optional
@@ -245,6 +250,7 @@ def minimize(
         renewals=renewals,
         first=first,
         stale=stale,
+        first_step=first_step,
         on_iteration=on_iteration,
         state=state,
         on_state=on_state,
@@ -261,6 +267,7 @@ def descend(
     renewals: Sequence[int] = RENEWALS,
     first: int = 0,
     stale: float = math.inf,
+    first_step: FirstStep | None = None,
     on_iteration: Callable[[Iteration], None] | None = None,
     state: State | None = None,
     on_state: Callable[[State], None] | None = None,
@@ -269,7 +276,7 @@ def descend(
 
     All that is asked of u and the gradient is that ``gradient @ step`` is the function's derivative along the step.
     """
-    descent = _Descent(point, preconditioners, renewals, stale)
+    descent = _Descent(point, preconditioners, renewals, stale, first_step)
     state = state or descent.start_at(u0, first)
     if not _is_finished(state, tol, max_iter):
         descent.precondition_as(state)
@@ -315,11 +322,13 @@ class _Descent:
         preconditioners: Sequence[Candidate],
         renewals: Sequence[int],
         stale: float,
+        first_step: FirstStep | None,
     ) -> None:
         self.evaluate = evaluate
         self.preconditioners = preconditioners
         self.renewals = renewals
         self.stale = stale
+        self.first_step = first_step
         self.precondition: Map = np.copy
 
     def start_at(self, u0: Vector, first: int) -> State:
@@ -375,7 +384,10 @@ class _Descent:
         old = state.current
         # While few steps are known, a direction's length is a guess.
         after = state.length if len(state.values) < MOST_STEPS else 1.0
-        found = step_along(self.evaluate, old, state.pairs.direction(old.gradient, self.precondition), after=after)
+        direction = state.pairs.direction(old.gradient, self.precondition)
+        if self.first_step is not None and not state.pairs.steps:
+            direction *= self.first_step(old.u, direction, float(old.gradient @ direction))
+        found = step_along(self.evaluate, old, direction, after=after)
         if found is None and state.pairs.steps:  # what is remembered may be misleading by now
             found = step_along(self.evaluate, old, -self.precondition(old.gradient))
             state.pairs.clear()

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from softmaxloss import row_space
 from softmaxloss.checkpoint import Checkpoint
 from softmaxloss.class_blocks import BlockPreconditioner, block_rows, room_for_blocks
+from softmaxloss.first_step import FirstStep, first_step_rows
 from softmaxloss.newton import HessianPreconditioner, ScaledRows, hessian_rows, is_quick
 from softmaxloss.objective import CentredAndScaled, Objective
 from softmaxloss.preconditioner import (
@@ -73,6 +74,7 @@ class Preconditioning:
         self._of_product = kronecker_rows(*size, is_sparse=source.is_sparse)
         self._product_after = kronecker_after(*size)
         self._tries_scales = not self._of_product or self._product_after > 0
+        self._of_first_step = first_step_rows(source.n_rows, n_classes)
         self._of_blocks = block_rows(*size, itemsize=source.dtype.itemsize, is_sparse=source.is_sparse)
 
     def candidates(self, objective: Objective, variables: CentredAndScaled) -> list[Candidate]:
@@ -115,6 +117,12 @@ class Preconditioning:
             return _SCALE_RENEWALS
         return _RENEWALS_NEARBY if nearby else RENEWALS
 
+    def first_step(self, objective: Objective, variables: CentredAndScaled) -> FirstStep | None:
+        """Return what tells how long the first step is, where that is worth its time."""
+        if self._of_hessian or not self._of_first_step:
+            return None
+        return FirstStep(objective, self._first_rows, variables)
+
     @cached_property
     def gram(self) -> Gram:
         """That of the rows, if they span the space in which the objective is minimised."""
@@ -124,6 +132,11 @@ class Preconditioning:
     def _rows(self) -> Rows:
         """Those of the product."""
         return self._objective.source.sample(self._of_product)
+
+    @cached_property
+    def _first_rows(self) -> Rows:
+        """Those that tell how long the first step is; of files it takes as long to read a few as many."""
+        return (self._rows if self._of_product else self._objective.source).sample(self._of_first_step)
 
     @cached_property
     def _block_rows(self) -> Rows:
@@ -190,6 +203,7 @@ def solve(
             preconditioners=preconditioning.candidates(objective, variables),
             renewals=preconditioning.renewals(nearby=nearby is not None),
             first=nearby or 0,
+            first_step=preconditioning.first_step(objective, variables),
             **kept,
             **options,
         )

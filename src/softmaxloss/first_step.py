@@ -1,0 +1,94 @@
+"""How long a step of SoftmaxClassifier's fit is where no steps before it tell: as long as a few rows say."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from softmaxloss.loss import softmax_cross_entropy_and_grad
+from softmaxloss.objective import CentredAndScaled, Objective, logits_of
+from softmaxloss.rows import Rows
+
+Array = npt.NDArray[Any]
+Vector = npt.NDArray[np.float64]
+
+# So many rows tell it to about a hundredth; they are few beside all, and their logits are no more than so many numbers.
+_FEWEST_ROWS, _MOST_ROWS = 256, 2048
+_SHARE_OF_ROWS = 4
+_MOST_LOGITS = 1 << 22
+
+# Rows whose loss falls along the direction more than so many times faster or slower than that of all are not like them.
+_MOST_UNLIKE = 2.0
+
+# The length is sought by halving what it may be so often.
+_HALVINGS = 6
+
+
+def first_step_rows(n_rows: int, n_classes: int) -> int:
+    """Return how many rows tell how long the first step is; 0 where they would be too few, or not few beside all."""
+    count = min(_MOST_ROWS, n_rows // _SHARE_OF_ROWS, _MOST_LOGITS // n_classes)
+    return count if count >= _FEWEST_ROWS else 0
+
+
+class FirstStep:
+    r"""How far to go from u in a direction, no farther than 1: to where the objective is lowest, nearly.
+
+    Newton's step from 0 is as long as the curvature there asks for. Where a plane can separate the rows the curvature
+    of their loss falls soon, so that their loss is next to nothing at its end and all the rest is penalty; to take that
+    back costs a fit of many classes more than half of its passes (measured).
+
+    The derivative along the direction is the one that is known at its begin, for all rows, plus what has changed since
+    then: that of the penalty exactly, and that of the loss by the rows given.
+
+    Parameters
+    ----------
+    objective : Objective
+        What is minimised.
+    rows : Rows
+        Some of its rows, from everywhere.
+    variables : CentredAndScaled
+        Those of u.
+    """
+
+    def __init__(self, objective: Objective, rows: Rows, variables: CentredAndScaled) -> None:
+        self._objective, self._rows, self._variables = objective, rows, variables
+        self._weight = float(rows.weights.sum())
+
+    def __call__(self, u: Vector, direction: Vector, slope: float) -> float:
+        """Return the length, in multiples of the direction, along which the derivative at u is `slope`."""
+        if not self._weight > 0.0:
+            return 1.0
+        here, there = (self._layer(vector) for vector in (u, direction))
+        logits, change = logits_of(self._rows.X, *here), logits_of(self._rows.X, *there)
+        pull, stiffness = (self._objective.penalty * _product(coef, there[0]) for coef in (here[0], there[0]))
+        share = (slope - pull) / (self._slope(logits, change) or np.nan)
+
+        def slope_at(length: float) -> float:
+            of_loss = self._slope(logits + logits.dtype.type(length) * change, change)
+            return share * of_loss + pull + stiffness * length
+
+        if not (1.0 / _MOST_UNLIKE < share < _MOST_UNLIKE and slope_at(1.0) > 0.0):
+            return 1.0
+        low, high = 0.0, 1.0
+        for _ in range(_HALVINGS):
+            middle = 0.5 * (low + high)
+            low, high = (low, middle) if slope_at(middle) > 0.0 else (middle, high)
+        return 0.5 * (low + high)
+
+    def _layer(self, u: Vector) -> tuple[Array, Array]:
+        return self._objective.layer(self._variables.to_original(u))
+
+    def _slope(self, logits: Array, change: Array) -> float:
+        """Return the derivative of the rows' mean loss, where their logits change so."""
+        _, by_logits = softmax_cross_entropy_and_grad(
+            logits,
+            self._rows.codes,
+            reduction="sum",
+            sample_weight=self._rows.weights,
+            label_smoothing=self._objective.label_smoothing,
+        )
+        return float(np.vdot(by_logits, change)) / self._weight
+
+
+def _product(a: Array, b: Array) -> float:
+    return float(np.vdot(a.astype(np.float64), b.astype(np.float64)))
