@@ -12,6 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 import softmaxloss.class_blocks
+import softmaxloss.first_step
 import softmaxloss.newton
 import softmaxloss.objective
 import softmaxloss.training
@@ -51,14 +52,14 @@ def interrupt_at(monkeypatch, call):
     monkeypatch.setattr(softmaxloss.objective.Objective, "value_and_gradient", interrupted)
 
 
-def fit_interrupted_at(calls, path, X, y, monkeypatch):
+def fit_interrupted_at(calls, path, X, y, monkeypatch, **options):
     """Return a fit that went on from its checkpoint after it had been interrupted at each of these evaluations."""
     for call in calls:
         with monkeypatch.context() as patch:
             interrupt_at(patch, call)
             with pytest.raises(KeyboardInterrupt):
-                classifier(path).fit(X, y)
-    return classifier(path).fit(X, y)
+                classifier(path, **options).fit(X, y)
+    return classifier(path, **options).fit(X, y)
 
 
 @pytest.mark.parametrize("kind", [np.asarray, scipy.sparse.csr_array], ids=["dense", "sparse"])
@@ -154,6 +155,26 @@ def test_a_fit_that_forgot_steps_ends_at_the_same_bits(calls, tmp_path, monkeypa
     assert states[9] < 10
 
     resumed = fit_interrupted_at(calls, tmp_path / "state.npz", X, y, monkeypatch)
+
+    np.testing.assert_array_equal(resumed.coef_, whole.coef_)
+    assert resumed.loss_curve_ == whole.loss_curve_
+
+
+@pytest.mark.parametrize("calls", [(1,), (2, 2), (3, 9)])
+def test_a_fit_whose_first_step_is_measured_ends_at_the_same_bits(calls, tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    y = np.arange(1200) % 60
+    X = 3 * random.standard_normal((60, 40))[y] + random.standard_normal((1200, 40))
+    lengths, measure = [], softmaxloss.first_step.FirstStep.__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            softmaxloss.first_step.FirstStep, "__call__", lambda *given: lengths.append(measure(*given)) or lengths[-1]
+        )
+        whole = classifier(C=1.0).fit(X, y)
+    assert len(lengths) == 1
+    assert lengths[0] < 1.0
+
+    resumed = fit_interrupted_at(calls, tmp_path / "state.npz", X, y, monkeypatch, C=1.0)
 
     np.testing.assert_array_equal(resumed.coef_, whole.coef_)
     assert resumed.loss_curve_ == whole.loss_curve_

@@ -37,8 +37,8 @@ class FirstStep:
     of their loss falls soon, so that their loss is next to nothing at its end and all the rest is penalty; to take that
     back costs a fit of many classes more than half of its passes (measured).
 
-    The derivative along the direction is the one that is known at its begin, for all rows, plus what has changed since
-    then: that of the penalty exactly, and that of the loss by the rows given.
+    The derivative along the direction is the sum of the penalty's, which is exact, and the loss's, which is that of the
+    rows given, times what makes the sum right at the begin, where it is known of all rows.
 
     Parameters
     ----------
@@ -58,8 +58,12 @@ class FirstStep:
         """Return the length, in multiples of the direction, along which the derivative at u is `slope`."""
         if not self._weight > 0.0:
             return 1.0
+        with np.errstate(over="ignore", invalid="ignore"):  # what is no number leaves the length as it is
+            return self._length(u, direction, slope)
+
+    def _length(self, u: Vector, direction: Vector, slope: float) -> float:
         here, there = (self._layer(vector) for vector in (u, direction))
-        logits, change = logits_of(self._rows.X, *here), logits_of(self._rows.X, *there)
+        logits, change = logits_of(self._rows, *here), logits_of(self._rows, *there)
         pull, stiffness = (self._objective.penalty * _product(coef, there[0]) for coef in (here[0], there[0]))
         share = (slope - pull) / (self._slope(logits, change) or np.nan)
 

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse
 
 from softmaxloss import _native, sparse
 from softmaxloss.loss import softmax_cross_entropy_and_grad
@@ -142,8 +141,8 @@ def loss_and_gradient(rows: Rows, coef: Array, intercept: Array, label_smoothing
     order = _order(is_sparse)
     loss, by_intercept = 0.0, np.zeros(intercept.shape)
     by_coef, of_block = np.zeros(coef.shape, order=order), np.empty(coef.shape, coef.dtype, order)
-    for X, codes, of_rows in rows.blocks(len(coef)):
-        logits = logits_of(X, coef, intercept)
+    for block in rows.blocks(len(coef)):
+        (X, codes, of_rows), logits = block, logits_of(block, coef, intercept)
         # Calls without options take a third of the time where rows are few.
         weights: dict[str, Any] = {} if (of_rows == 1.0).all() else {"sample_weight": of_rows}
         block_loss, by_logits = softmax_cross_entropy_and_grad(
@@ -159,11 +158,11 @@ def loss_and_gradient(rows: Rows, coef: Array, intercept: Array, label_smoothing
     return loss, by_coef, by_intercept
 
 
-def logits_of(X: Any, coef: Array, intercept: Array) -> Array:
-    """Return the logits of rows, dense or CSR: ``X @ coef.T + intercept``."""
-    if not coef.any():
-        return np.tile(intercept, (X.shape[0], 1))
-    logits: Array = sparse.product(X, coef.T) if scipy.sparse.issparse(X) else X @ coef.T
+def logits_of(rows: Rows, coef: Array, intercept: Array) -> Array:
+    """Return the logits ``X @ coef.T + intercept``."""
+    if coef[-1, 0] == 0.0 and not coef.any():  # the first of them tells nearly always
+        return np.tile(intercept, (len(rows.codes), 1))
+    logits: Array = sparse.product(rows.X, coef.T) if rows.is_sparse else rows.X @ coef.T
     logits += intercept
     return logits
 

@@ -12,7 +12,7 @@ import scipy.linalg
 
 from softmaxloss.functional import softmax
 from softmaxloss.objective import CentredAndScaled, Objective
-from softmaxloss.rows import Rows, in_threads, slices, threads_for
+from softmaxloss.rows import Rows, in_threads, product, slices, threads_for
 
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
@@ -33,6 +33,9 @@ ROWS_PER_FEATURE, _MOST_ROWS_PER_FEATURE = 8, 32
 _MOST_SAMPLED = 1 << 25
 _SHARE_OF_PASS = 0.25
 _PRODUCTS_OF_READING = 40
+
+# The covariance of the classes is that of so many rows for each, and of no fewer than this in all.
+_ROWS_PER_CLASS, _FEWEST_CLASS_ROWS = 4, 4096
 
 # Means over rows are the sum of so many parts of them, whatever the number of threads.
 _PARTS = 4
@@ -63,6 +66,11 @@ def kronecker_after(n_rows: int, n_features: int, n_classes: int) -> int:
     """Return after how many iterations the product is first made."""
     passes = _SPECTRUM_PRODUCTS * n_features**3 // pass_products(n_rows, n_features, n_classes)
     return passes // 2 if passes > _FEW_PASSES else 0
+
+
+def class_rows(n_classes: int) -> int:
+    """Return how many rows tell enough of the classes' covariance."""
+    return max(_ROWS_PER_CLASS * n_classes, _FEWEST_CLASS_ROWS)
 
 
 def relative_scale(scale: Vector, to: Vector) -> Vector:
@@ -159,7 +167,8 @@ class KroneckerPreconditioner(MetricPreconditioner):
         spectrum: "FeatureSpectrum",
     ) -> None:
         by_class = _class_covariance(rows, *objective.layer(x))
-        curvatures, self._classes = np.linalg.eigh(by_class[objective.first :, objective.first :])
+        by_class = by_class[objective.first :, objective.first :]
+        curvatures, self._classes = scipy.linalg.eigh(by_class, driver="evd", check_finite=False)
         curvatures = np.maximum(curvatures, 0.0) + _LEAST_CURVATURE / objective.shape[0]
         self._spectrum = spectrum
         self._by_coef = self._spectrum.inverse(curvatures)
@@ -170,17 +179,19 @@ class KroneckerPreconditioner(MetricPreconditioner):
     def __call__(self, gradient: Vector) -> Vector:
         """Return the approximate inverse Hessian times a vector, both with respect to the scaled variables."""
         matrix = gradient.reshape(self._shape)
-        rotated = self._classes.T @ matrix.astype(self._dtype)
+        rotated = product(self._classes.T, matrix.astype(self._dtype))
         vectors = self._spectrum.vectors
-        coef = ((rotated[:, :-1] @ vectors) * self._by_coef) @ vectors.T
-        intercept = rotated[:, -1] * self._by_intercept
-        direction: Vector = (self._classes @ np.column_stack([coef, intercept])).astype(np.float64).ravel()
+        by_eigen = product(rotated[:, :-1], vectors)
+        by_eigen *= self._by_coef
+        rotated[:, :-1] = product(by_eigen, vectors.T)
+        rotated[:, -1] *= self._by_intercept
+        direction: Vector = product(self._classes, rotated).astype(np.float64).ravel()
         return direction
 
     def _squared_length(self, step: Vector) -> float:
         """Return the product of a step with its inverse image."""
-        rotated = self._classes.T @ step.reshape(self._shape).astype(self._dtype)
-        of_coef = np.square(rotated[:, :-1] @ self._spectrum.dual) / self._by_coef
+        rotated = product(self._classes.T, step.reshape(self._shape).astype(self._dtype))
+        of_coef = np.square(product(rotated[:, :-1], self._spectrum.dual)) / self._by_coef
         of_intercept = np.square(rotated[:, -1]) / self._by_intercept if np.any(self._by_intercept) else 0.0
         return float(of_coef.sum(dtype=np.float64) + np.sum(of_intercept, dtype=np.float64))
 
@@ -249,12 +260,13 @@ def _moments(rows: Rows, variables: CentredAndScaled) -> Array:
 
 def _class_covariance(rows: Rows, coef: Array, intercept: Array) -> Array:
     """Return the weighted mean of ``diag(p) - p p.T`` over the rows' probabilities, in their dtype."""
-    weights = (rows.weights / rows.weights.sum()).astype(rows.X.dtype)
+    roots = np.sqrt(rows.weights / rows.weights.sum()).astype(rows.X.dtype)[:, np.newaxis]
 
     def of_part(part: slice) -> Array:
-        probabilities = softmax(rows.part(part).dense @ coef.T + intercept, axis=1)
-        weighted = probabilities.T * weights[part]
-        covariance: Array = np.diag(weighted.sum(axis=1)) - weighted @ probabilities
+        weighted = softmax(rows.part(part).dense @ coef.T + intercept, axis=1)
+        total = np.square(roots[part, 0]) @ weighted
+        weighted *= roots[part]
+        covariance: Array = np.diag(total) - weighted.T @ weighted
         return covariance
 
     return _in_parts(of_part, rows, len(coef) * (len(coef) + rows.X.shape[1]))

@@ -36,6 +36,7 @@ _NUMBERS_PER_FEATURE = 64
 
 # With less to multiply than this, one thread is done before others are awake.
 _WORTH_THREADS = 1 << 22
+_PRODUCTS_PER_NUMBER = 16  # in matrices, which need no more than their products
 _PARTS_PER_THREAD = 4  # so that one which the system holds up leaves its rows to the others
 
 # Rows are told from others by so many runs of so many, evenly spaced: reading all of them would take as long as an
@@ -209,6 +210,17 @@ def in_threads(function: Callable[[_Item], _T], items: list[_Item], threads: int
         return [function(item) for item in items]
     with LoneThreads(threads) as pool:
         return list(pool.map(function, items))
+
+
+def product(a: Array, b: Array) -> Array:
+    """Return the product of two matrices, by all threads where that is worth their start."""
+    threads = threads_for(a.size * b.shape[1] // _PRODUCTS_PER_NUMBER)
+    if threads == 1:
+        whole: Array = a @ b
+        return whole
+    out = np.empty((len(a), b.shape[1]), np.result_type(a, b))
+    in_threads(lambda part: np.matmul(a[part], b, out=out[part]), slices(len(a), threads), threads)
+    return out
 
 
 class _Blas:

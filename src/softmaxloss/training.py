@@ -18,6 +18,7 @@ from softmaxloss.preconditioner import (
     FeatureSpectrum,
     KroneckerPreconditioner,
     ScalePreconditioner,
+    class_rows,
     kronecker_after,
     kronecker_rows,
     reference_penalties,
@@ -85,9 +86,9 @@ class Preconditioning:
             return self._spectrum(objective).of(objective, variables)
 
         def product(x: Vector) -> Preconditioner:
-            if not self._rows.weights.any():
+            if not self._class_rows.weights.any():
                 return ScalePreconditioner(variables, 1.0)
-            return KroneckerPreconditioner(objective, self._rows, variables, x, spectrum())
+            return KroneckerPreconditioner(objective, self._class_rows, variables, x, spectrum())
 
         def blocks(x: Vector) -> Preconditioner:
             if not self._rows.weights.any():
@@ -137,6 +138,11 @@ class Preconditioning:
     def _first_rows(self) -> Rows:
         """Those that tell how long the first step is; of files it takes as long to read a few as many."""
         return (self._rows if self._of_product else self._objective.source).sample(self._of_first_step)
+
+    @cached_property
+    def _class_rows(self) -> Rows:
+        """Those of the product's classes."""
+        return self._rows.sample(class_rows(self._objective.n_classes))
 
     @cached_property
     def _block_rows(self) -> Rows:
