@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 from softmaxloss import newton, preconditioner, solver, training
 from softmaxloss.class_blocks import BlockPreconditioner, room_for_blocks
 from softmaxloss.classifier import SoftmaxClassifier
-from softmaxloss.newton import HessianPreconditioner, ScaledRows
+from softmaxloss.newton import HessianPreconditioner, ScaledRows, TwoClassHessian
 from softmaxloss.objective import CentredAndScaled
 from softmaxloss.preconditioner import (
     FeatureSpectrum,
@@ -64,17 +64,46 @@ def hessian(objective, variables, x):
     return np.array([(gradient(u + step) - gradient(u - step)) / 2e-5 for step in steps])
 
 
-@pytest.mark.parametrize("n_classes", [2, 4])
-def test_the_hessian_is_inverted(n_classes):
+def of_two_classes(objective, rows, variables, x):
+    return TwoClassHessian(objective, rows).preconditioner(objective, variables, x)
+
+
+@pytest.mark.parametrize(("n_classes", "make"), [(2, by_hessian), (4, by_hessian), (2, of_two_classes)])
+def test_the_hessian_is_inverted(n_classes, make):
     objective, rows = problem(n_classes)
     variables = objective.centred_and_scaled()
     x = np.random.default_rng(1).normal(0, 0.3, objective.shape).ravel()
 
-    precondition = by_hessian(objective, rows, variables, x)
+    precondition = make(objective, rows, variables, x)
 
     matrix = hessian(objective, variables, x)
     vector = matrix @ np.random.default_rng(2).standard_normal(len(x))  # the loss sees no other directions
     np.testing.assert_allclose(matrix @ precondition(vector), vector, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_hessian_of_two_classes_is_the_same_in_one_call(dtype, fit_intercept):
+    """For every penalty, with features that repeat and one that never changes, and rows without weight."""
+    objective, rows = problem(2, fit_intercept)
+    X = np.column_stack([rows.X, rows.X[:, 0], np.ones(200)]).astype(dtype)
+    weights = np.where(np.arange(200) % 3, rows.weights, 0.0)
+    options = {**OPTIONS, "n_classes": 2, "fit_intercept": fit_intercept}
+    objective = objective_of(scipy.sparse.csr_array(X), rows.codes, weights, C=0.3, **options)
+    two = TwoClassHessian(objective, objective.source.rows)
+    x, vector = np.random.default_rng(1).normal(0, 0.3, (2, 9))
+    x[8] *= fit_intercept
+    vector[7] = 0.0
+    vector[8] *= fit_intercept
+
+    for penalty in (1.0, 1e-3):
+        other = objective.with_penalty(penalty)
+        variables = other.centred_and_scaled()
+        expected = by_hessian(other, objective.source.rows, variables, x)
+        made = two.preconditioner(other, variables, x)
+        assert made.is_newton
+        assert made.gain([vector], [vector]) == np.inf
+        np.testing.assert_allclose(made(vector), expected(vector), rtol=1e-6, atol=1e-6)
 
 
 def test_few_products_are_made_of_all_rows_and_often():

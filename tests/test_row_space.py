@@ -42,7 +42,7 @@ def space_of(n_classes, dtype, fit_intercept, label_smoothing):
         X, codes, weights, C=0.7, n_classes=n_classes, fit_intercept=fit_intercept, label_smoothing=label_smoothing
     )
     variables = objective.centred_and_scaled()
-    assert row_space.suits(objective, variables)
+    assert row_space.suits(objective)
     return objective, variables, RowSpace(objective, variables, Gram(objective))
 
 
@@ -116,7 +116,7 @@ def test_it_is_for_few_sparse_rows_of_features_alike_and_near_0():
         codes = np.arange(X.shape[0]) % 2
         options = {"C": 1.0, "n_classes": 2, "fit_intercept": True, "label_smoothing": 0.0, **options}
         objective = objective_of(X, codes, np.ones(len(codes)), **options)
-        return row_space.suits(objective, objective.centred_and_scaled())
+        return row_space.suits(objective)
 
     X, _ = rows(2)
     assert suits(X)

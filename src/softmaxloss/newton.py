@@ -1,12 +1,14 @@
 """The Hessian of SoftmaxClassifier's objective itself, where there are few parameters."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 from scipy.special import expit
 
+from softmaxloss import _native
 from softmaxloss.functional import softmax
 from softmaxloss.objective import CentredAndScaled, Objective
 from softmaxloss.preconditioner import ROWS_PER_FEATURE, pass_products, relative_scale
@@ -73,6 +75,71 @@ class HessianPreconditioner:
         """Return the inverse Hessian times a vector, both with respect to the scaled variables."""
         direction: Vector = scipy.linalg.lapack.dpotrs(self._factor, gradient, lower=1)[0]
         return direction
+
+    def gain(self, steps: list[Vector], changes: list[Vector]) -> float:
+        """Return infinity: it is the Hessian's."""
+        return np.inf
+
+
+class TwoClassHessian:
+    """The Hessian itself of few rows of two classes: that is the block of one class, made and factored in one call.
+
+    It takes half the time of `HessianPreconditioner`, most of which is in calls where rows are few.
+
+    Parameters
+    ----------
+    objective : Objective
+        Its own penalty does not matter.
+    rows : Rows
+        All of its rows; they are copied to float64.
+    """
+
+    def __init__(self, objective: Objective, rows: Rows) -> None:
+        self._X = np.ascontiguousarray(rows.dense, np.float64)
+        self._weights = rows.weights / (rows.weights.sum() or 1.0)
+        self._size = objective.shape[1]
+        padded = -(-self._size // _native.block_unit) * _native.block_unit
+        self._factor, self._of_rest = np.empty((1, padded, padded)), np.zeros((padded, padded))
+        self._diagonal = np.ones(padded)
+
+    def preconditioner(self, objective: Objective, variables: CentredAndScaled, x: Vector) -> "_Factored":
+        """Return the inverse Hessian at x with one of the penalties, until the next is asked for."""
+        logits = self._X @ x[:-1]
+        logits += x[-1]
+        p = expit(logits)
+        curvature = 1.0 - p
+        curvature *= p
+        self._diagonal[: self._size] = _LEAST_EIGENVALUE
+        self._diagonal[: self._size - 1] += objective.penalty * np.square(variables.scale)
+        _native.class_blocks(
+            self._X,
+            curvature[np.newaxis],
+            self._weights,
+            0.0,
+            variables.mean,
+            variables.scale,
+            variables.intercept_scale,
+            self._of_rest,
+            self._diagonal,
+            self._factor,
+        )
+        return _Factored(self._factor, self._size)
+
+
+@dataclass(frozen=True)
+class _Factored:
+    """The inverse of a matrix whose Cholesky factor, padded, is the only one of these."""
+
+    factor: Vector
+    size: int
+    is_newton: bool = True
+
+    def __call__(self, gradient: Vector) -> Vector:
+        """Return the inverse Hessian times a vector, both with respect to the scaled variables."""
+        padded = np.zeros(self.factor.shape[:2])
+        padded[0, : self.size] = gradient
+        _native.solve_blocks(self.factor, padded)
+        return padded[0, : self.size]
 
     def gain(self, steps: list[Vector], changes: list[Vector]) -> float:
         """Return infinity: it is the Hessian's."""

@@ -111,13 +111,17 @@ class Objective:
         .. [1] D. Boehning, "Multinomial logistic regression algorithm", Ann. Inst. Statist. Math. 44, 1992.
         """
         bound = self.steepest
-        mean, variance = self.moments
-        if not self.fit_intercept:
-            mean, variance = np.zeros_like(mean), variance + mean**2
+        centre, squares = self.centre_and_squares
         # A feature without variance says nothing: its scale 0 holds its coefficient at 0, which is the optimum.
-        curvature = bound * variance + self.penalty
-        scale = np.divide(1.0, np.sqrt(curvature), out=np.zeros_like(curvature), where=variance > 0)
-        return CentredAndScaled(mean, scale, bound**-0.5 if self.fit_intercept else 0.0)
+        curvature = bound * squares + self.penalty
+        scale = np.divide(1.0, np.sqrt(curvature), out=np.zeros_like(curvature), where=squares > 0)
+        return CentredAndScaled(centre, scale, bound**-0.5 if self.fit_intercept else 0.0)
+
+    @property
+    def centre_and_squares(self) -> tuple[Vector, Vector]:
+        """Where features are centred, and their mean squares about that: at 0 where no intercept makes up for it."""
+        mean, variance = self.moments
+        return (mean, variance) if self.fit_intercept else (np.zeros_like(mean), variance + mean**2)
 
     @cached_property
     def moments(self) -> tuple[Vector, Vector]:

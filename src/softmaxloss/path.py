@@ -71,7 +71,7 @@ def solve_path(
         for penalty in penalties[len(solutions) :]:
             number, here = len(solutions), objective.with_penalty(penalty)
             # The space of the rows takes its own points alone, and from 0 it is the quicker way all the same.
-            of_rows = row_space.suits(here, here.centred_and_scaled())
+            of_rows = row_space.suits(here)
             found = [solution.combination if of_rows else solution.x for solution in solutions[-_POINTS_OF_A_LINE:]]
             begin = _next_start(found, penalties[: number + 1])
             solution = solve(

@@ -44,7 +44,7 @@ _MOST_UNLIKE = 300.0
 _MOST_ROUNDED = 1e-3
 
 
-def suits(objective: Objective, variables: CentredAndScaled) -> bool:
+def suits(objective: Objective) -> bool:
     """Tell whether there are so few rows, sparse and in this process, of features not too unlike, nor too far from 0.
 
     A feature is as large as the root of its mean square, but no smaller than what the penalty makes of it: see
@@ -53,9 +53,11 @@ def suits(objective: Objective, variables: CentredAndScaled) -> bool:
     source = objective.source
     if not (isinstance(source, LocalRows) and source.is_sparse):
         return False
-    if source.n_features < max(_FEATURES_PER_ROW * source.n_rows, _FEWEST_FEATURES) or not variables.scale.any():
+    if source.n_features < max(_FEATURES_PER_ROW * source.n_rows, _FEWEST_FEATURES):
         return False
     mean, variance = objective.moments
+    if not objective.centre_and_squares[1].any():
+        return False
     curvature = objective.steepest * (variance + mean**2) + objective.penalty
     are_alike = curvature.max() <= _MOST_UNLIKE**2 * curvature[curvature > 0.0].min()
     are_near = np.finfo(source.dtype).eps * np.square(mean).sum() <= _MOST_ROUNDED * variance.sum()
@@ -75,12 +77,10 @@ class Gram:
 
     def __init__(self, objective: Objective) -> None:
         assert isinstance(objective.source, LocalRows)
-        mean, variance = objective.moments
-        if not objective.fit_intercept:
-            mean, variance = np.zeros_like(mean), variance + mean**2
-        self.square = float(variance.sum())
+        centre, squares = objective.centre_and_squares
+        self.square = float(squares.sum())
         self.length = self.square**0.5
-        self.mean = (mean / self.length).astype(objective.source.dtype)
+        self.mean = (centre / self.length).astype(objective.source.dtype)
         self._rows = sparse.divided(objective.source.rows.X, self.length)
         self._features = self._rows.T.tocsr()
         self._ones = np.ones(objective.source.n_rows, self.mean.dtype)

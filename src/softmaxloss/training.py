@@ -12,7 +12,7 @@ from softmaxloss import row_space
 from softmaxloss.checkpoint import Checkpoint
 from softmaxloss.class_blocks import BlockPreconditioner, block_rows, room_for_blocks
 from softmaxloss.first_step import FirstStep, first_step_rows
-from softmaxloss.newton import HessianPreconditioner, ScaledRows, hessian_rows, is_quick
+from softmaxloss.newton import HessianPreconditioner, ScaledRows, TwoClassHessian, hessian_rows, is_quick
 from softmaxloss.objective import CentredAndScaled, Objective
 from softmaxloss.preconditioner import (
     FeatureSpectrum,
@@ -70,6 +70,7 @@ class Preconditioning:
         source, n_classes = objective.source, objective.n_classes
         size = source.n_rows, source.n_features, n_classes
         of_hessian = *size, objective.shape[0] * objective.shape[1]
+        self._is_quick = is_quick(source.n_rows, of_hessian[-1])
         self._of_hessian = hessian_rows(*of_hessian, passes=1)
         self._of_late_hessian = hessian_rows(*of_hessian, passes=_HESSIAN_PASSES)
         self._of_product = kronecker_rows(*size, is_sparse=source.is_sparse)
@@ -96,7 +97,7 @@ class Preconditioning:
             return BlockPreconditioner(objective, self._block_rows, variables, x, spectrum(), self._room)
 
         def hessian(x: Vector) -> Preconditioner:
-            return HessianPreconditioner(objective, self._hessian_rows, variables, x)
+            return self._hessian(objective, variables, x)
 
         if self._of_hessian:
             return [Candidate(hessian)]
@@ -111,8 +112,7 @@ class Preconditioning:
 
     def renewals(self, *, nearby: bool) -> Sequence[int]:
         """Return after which of the first iterations they are made anew, from 0 or from a solution nearby."""
-        shape = self._objective.shape
-        if self._of_hessian and is_quick(self._objective.source.n_rows, shape[0] * shape[1]):
+        if self._is_quick:
             return _NEWTON_RENEWALS_NEARBY if nearby else _NEWTON_RENEWALS
         if self._tries_scales:
             return _SCALE_RENEWALS
@@ -149,10 +149,13 @@ class Preconditioning:
         return self._objective.source.sample(self._of_blocks)
 
     @cached_property
-    def _hessian_rows(self) -> ScaledRows:
+    def _hessian(self) -> Callable[[Objective, CentredAndScaled, Vector], Preconditioner]:
         reference = self._objective.with_penalty(min(self._references))
         rows = reference.source.sample(self._of_hessian or self._of_late_hessian)
-        return ScaledRows(rows, reference.centred_and_scaled())
+        if self._is_quick and reference.n_classes == 2:
+            return TwoClassHessian(reference, rows).preconditioner
+        scaled = ScaledRows(rows, reference.centred_and_scaled())
+        return lambda objective, variables, x: HessianPreconditioner(objective, scaled, variables, x)
 
     @cached_property
     def _room(self) -> npt.NDArray[Any]:
@@ -199,7 +202,7 @@ def solve(
         preconditioning = preconditioning or Preconditioning(objective, [objective.penalty])
         options: dict[str, Any] = {"tol": tol, "max_iter": max_iter, "stale": _STALE, "on_iteration": on_iteration}
         kept: dict[str, Any] = {"state": state, "on_state": None if checkpoint is None else checkpoint.save}
-        if start is None and row_space.suits(objective, variables):
+        if start is None and row_space.suits(objective):
             space = RowSpace(objective, variables, preconditioning.gram)
             return _in_row_space(space, variables, combination, kept, **options)
         return minimize(
