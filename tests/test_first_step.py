@@ -10,6 +10,7 @@ import softmaxloss.training
 from softmaxloss.classifier import SoftmaxClassifier
 from softmaxloss.first_step import FirstStep, first_step_rows
 from softmaxloss.objective import Objective
+from softmaxloss.path import solve_path
 from softmaxloss.rows import Rows
 from softmaxloss.solver import minimize
 
@@ -151,3 +152,17 @@ def test_it_saves_a_fit_of_separable_rows_a_third_of_its_passes(monkeypatch):
     monkeypatch.setattr(softmaxloss.training, "first_step_rows", lambda *_: 0)
 
     assert measured <= 0.67 * calls_of_a_fit(X, y, monkeypatch)
+
+
+def test_a_path_measures_the_first_step_of_its_first_fit(monkeypatch):
+    """The others begin near their minima, where their steps need no help."""
+    X, codes = separable(1200)
+    objective = objective_of(X, codes, np.ones(1200), C=1.0, n_classes=40, fit_intercept=True, label_smoothing=0.0)
+    measure, starts = FirstStep.__call__, []
+    monkeypatch.setattr(FirstStep, "__call__", lambda self, u, *rest: starts.append(u) or measure(self, u, *rest))
+
+    solutions = solve_path(objective, [1e-2, 1e-3, 1e-4], tol=1e-6, max_iter=200)
+
+    assert all(solution.converged for solution in solutions)
+    (start,) = starts
+    assert not start.any()

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import softmaxloss as sl
 from softmaxloss import rows
-from softmaxloss.objective import loss_and_gradient
+from softmaxloss.objective import logits_of, loss_and_gradient
 from softmaxloss.rows import LocalRows, Rows, spread
 
 
@@ -97,6 +97,31 @@ def test_an_error_in_a_thread_is_the_callers_and_leaves_blas_its_threads(many_th
         LocalRows(some_rows()).total(fail)
 
     assert blas_threads() == before
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(1, 5, 9), (2, 9, 1), (70, 30, 40), (301, 20, 17)])
+def test_matrices_are_multiplied_by_all_threads(shape, dtype, many_threads):
+    n, k, m = shape
+    random = np.random.default_rng(0)
+    a, b = random.standard_normal((k, n)).astype(dtype).T, random.standard_normal((k, m + 1)).astype(dtype)[:, 1:]
+
+    made = rows.product(a, b)
+
+    assert made.dtype == dtype
+    np.testing.assert_allclose(
+        made, a.astype(np.float64) @ b.astype(np.float64), atol=1e-4 if dtype == np.float32 else 1e-12
+    )
+
+
+def test_zero_coefficients_are_not_multiplied():
+    """All logits are the intercepts, where every fit begins: to the bit what the product makes of it."""
+    for kind in (np.asarray, scipy.sparse.csr_array):
+        block, (coef, intercept) = some_rows(kind), layer()
+        made = logits_of(block, np.zeros_like(coef), intercept)
+        np.testing.assert_array_equal(made, block.X @ np.zeros_like(coef).T + intercept)
+        coef[-1, 0] = 0.0
+        np.testing.assert_allclose(logits_of(block, coef, intercept), block.X @ coef.T + intercept)
 
 
 def test_a_sample_is_spread_over_all_rows():

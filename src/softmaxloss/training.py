@@ -212,7 +212,8 @@ def solve(
             preconditioners=preconditioning.candidates(objective, variables),
             renewals=preconditioning.renewals(nearby=nearby is not None),
             first=nearby or 0,
-            first_step=preconditioning.first_step(objective, variables),
+            # Near a solution steps are short, and their lengths those of the quadratic model.
+            first_step=None if nearby is not None else preconditioning.first_step(objective, variables),
             **kept,
             **options,
         )
