@@ -106,6 +106,11 @@ def test_the_hessian_of_two_classes_is_the_same_in_one_call(dtype, fit_intercept
         np.testing.assert_allclose(made(vector), expected(vector), rtol=1e-6, atol=1e-6)
 
 
+def test_the_classes_covariance_takes_rows_for_each_and_some_in_all():
+    assert preconditioner.class_rows(10) == 4096
+    assert preconditioner.class_rows(2000) == 8000
+
+
 def test_few_products_are_made_of_all_rows_and_often():
     assert newton.hessian_rows(500, 4, 2, 10, passes=1) == 500
     assert newton.hessian_rows(10**6, 4, 2, 10, passes=1) == 2560  # enough for each

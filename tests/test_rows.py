@@ -115,11 +115,12 @@ def test_matrices_are_multiplied_by_all_threads(shape, dtype, many_threads):
 
 
 def test_zero_coefficients_are_not_multiplied():
-    """All logits are the intercepts, where every fit begins: to the bit what the product makes of it."""
+    """All logits are the intercepts, where every fit begins."""
     for kind in (np.asarray, scipy.sparse.csr_array):
         block, (coef, intercept) = some_rows(kind), layer()
-        made = logits_of(block, np.zeros_like(coef), intercept)
-        np.testing.assert_array_equal(made, block.X @ np.zeros_like(coef).T + intercept)
+        never_read = block._replace(X=kind(np.full(block.X.shape, np.nan)))
+        made = logits_of(never_read, np.zeros_like(coef), intercept)
+        np.testing.assert_array_equal(made, np.broadcast_to(intercept, made.shape))
         coef[-1, 0] = 0.0
         np.testing.assert_allclose(logits_of(block, coef, intercept), block.X @ coef.T + intercept)
 
@@ -131,6 +132,18 @@ def test_a_sample_is_spread_over_all_rows():
     assert np.all(np.diff(chosen) > 0)
     assert np.histogram(chosen, 10, (0, 1000))[0].tolist() == [3] * 10
     np.testing.assert_array_equal(chosen, spread(1000, 30))
+
+
+@pytest.mark.parametrize("kind", [np.asarray, scipy.sparse.csr_array], ids=["dense", "sparse"])
+def test_a_sample_is_of_rows_that_weigh_something(kind):
+    some = some_rows(kind)
+    weights = np.where(np.arange(3000) % 10 == 3, some.weights, 0.0)
+    source = LocalRows(some._replace(weights=weights))
+
+    for count in (100, 299, 300, 2999):
+        sample = source.sample(count)
+        assert len(sample.codes) == min(count, 300) == np.count_nonzero(sample.weights)
+    assert source.sample(3000) is source.rows
 
 
 @pytest.mark.parametrize("kind", [np.asarray, scipy.sparse.csr_array], ids=["dense", "sparse"])

@@ -129,8 +129,14 @@ def total_weight(rows: Rows) -> Sums:
     return (float(rows.weights.sum()),)
 
 
+def weighty(rows: Rows) -> int:
+    """Return how many rows weigh something."""
+    return int(np.count_nonzero(rows.weights > 0))
+
+
 def chosen(rows: Rows, numbers: npt.NDArray[np.intp]) -> Rows:
-    """Return some rows of one chunk."""
+    """Return some of the rows of one chunk that weigh something, by their numbers among these."""
+    numbers = np.flatnonzero(rows.weights > 0)[numbers]
     return Rows(rows.X[numbers], rows.codes[numbers], rows.weights[numbers])
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from numbers import Real
 from typing import Any
 
@@ -81,15 +82,25 @@ class DaskRows:
 
     def sample(self, count: int) -> Rows:
         """See `RowSource`: the same rows as of one array, whatever the chunks."""
-        numbers = np.arange(self.n_rows) if count >= self.n_rows else spread(self.n_rows, count)
-        ends = np.cumsum(self._lengths)
+        if count >= self.n_rows:
+            return dask_parts.joined(_compute(self._chunks))
+        lengths = self._weighty
+        ends = np.cumsum(lengths)
+        numbers = spread(ends[-1], count) if count < ends[-1] else np.arange(ends[-1])
         of_chunk = delayed(dask_parts.chosen, pure=False)
-        parts = []
-        for rows, start, end in zip(self._chunks, ends - self._lengths, ends, strict=True):
+        parts = [of_chunk(self._chunks[0], numbers[:0])]
+        for rows, start, end in zip(self._chunks, ends - lengths, ends, strict=True):
             first, last = np.searchsorted(numbers, (start, end))
             if first < last:
                 parts.append(of_chunk(rows, numbers[first:last] - start))
         return dask_parts.joined(_compute(parts))
+
+    @cached_property
+    def _weighty(self) -> list[int]:
+        """How many rows of each chunk weigh something."""
+        of_chunk = delayed(dask_parts.weighty, pure=False)
+        counts: list[int] = _compute([of_chunk(rows) for rows in self._chunks])
+        return counts
 
     def first_row(self) -> Vector:
         """See `RowSource`."""

@@ -12,7 +12,7 @@ from softmaxloss.data.files import DataError
 from softmaxloss.data.parquet_files import RowGroup
 from softmaxloss.data.row_files import RowFiles
 from softmaxloss.data.spool import NoRoomError, SpooledRows
-from softmaxloss.rows import LoneThreads, Rows, Sums, Vector, add, blas, spread
+from softmaxloss.rows import LoneThreads, Rows, Sums, Vector, add, blas, sampled
 from softmaxloss.runtime import get_num_threads
 from softmaxloss.sources import Learnable, encode, row_weights
 
@@ -43,7 +43,7 @@ class FileRows:
 
     def sample(self, count: int) -> Rows:
         """See `RowSource`."""
-        chosen = np.arange(self.n_rows) if count >= self.n_rows else spread(self.n_rows, count)
+        chosen = np.arange(self.n_rows) if count >= self.n_rows else sampled(self._weights, count)
         return Rows(self._files.read(chosen), self._codes[chosen], self._weights[chosen])
 
     def first_row(self) -> Vector:

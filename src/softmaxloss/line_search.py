@@ -50,6 +50,7 @@ def step_along(
     length, low, high = min(1.0, _GROWTH * after), (0.0, slope), None
     lower: tuple[Point, float] | None = None
     calmer: tuple[Point, float] | None = None
+    too_long = 0
     for _ in range(_MOST_TRIALS):
         new = evaluate(old.u + length * direction)
         new_slope = float(new.gradient @ direction)
@@ -57,13 +58,14 @@ def step_along(
             lower = new, length
             if new_slope >= _SLOPE * slope:
                 return lower
-            low = (length, new_slope)
+            low, too_long = (length, new_slope), 0
         else:
+            too_long += 1
             high = (length, new_slope)
             calmest = old if calmer is None else calmer[0]
             if new.gradient_norm < calmest.gradient_norm and _is_hidden(old, new):
                 calmer = new, length
-        length = _next_length(low, high)
+        length = _next_length(low, high, too_long)
     return lower or calmer
 
 
@@ -80,11 +82,15 @@ def _is_hidden(old: Point, new: Point) -> bool:
     return abs(new.value - old.value) <= _ROUNDING * abs(old.value)
 
 
-def _next_length(low: tuple[float, float], high: tuple[float, float] | None) -> float:
-    """Return where the slope would be 0 if it were linear between two (length, slope), but well between them."""
+def _next_length(low: tuple[float, float], high: tuple[float, float] | None, too_long: int) -> float:
+    """Return where the slope would be 0 if it were linear between two (length, slope), but well between them.
+
+    After several lengths that were too long, the slope is far from linear: nearer to the first each time.
+    """
     start, slope = low
     if high is None:
         return 4.0 * start
     end, new_slope = high
     share = slope / (slope - new_slope) if new_slope > slope else 0.0  # NaN is not larger
-    return start + min(max(share, 0.1), 0.5 if new_slope <= 0.0 or not np.isfinite(new_slope) else 0.9) * (end - start)
+    most = 0.5 if new_slope <= 0.0 or not np.isfinite(new_slope) else 0.9
+    return start + min(max(share, 0.1), most / 2.0 ** max(0, too_long - 2)) * (end - start)

@@ -43,6 +43,11 @@ def is_quick(n_rows: int, n_parameters: int) -> bool:
     return n_rows * n_parameters**2 + n_parameters**3 // 3 <= _FEW_HESSIAN_PRODUCTS
 
 
+def fits_one_call(n_rows: int, n_parameters: int) -> bool:
+    """Tell whether rows of two classes are few enough for `TwoClassHessian`."""
+    return is_quick(n_rows, n_parameters) and n_rows * n_parameters <= _CHUNK
+
+
 class HessianPreconditioner:
     r"""The inverse of the Hessian itself, where there are few parameters.
 

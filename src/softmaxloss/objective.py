@@ -164,7 +164,7 @@ def loss_and_gradient(rows: Rows, coef: Array, intercept: Array, label_smoothing
 
 def logits_of(rows: Rows, coef: Array, intercept: Array) -> Array:
     """Return the logits ``X @ coef.T + intercept``."""
-    if coef[-1, 0] == 0.0 and not coef.any():  # the first of them tells nearly always
+    if coef[-1, 0] == 0.0 and not coef.any():  # one of them tells nearly always
         return np.tile(intercept, (len(rows.codes), 1))
     logits: Array = sparse.product(rows.X, coef.T) if rows.is_sparse else rows.X @ coef.T
     logits += intercept

@@ -73,10 +73,10 @@ class Rows(NamedTuple):
         return Rows(X, self.codes[rows], self.weights[rows])
 
     def sample(self, count: int) -> "Rows":
-        """Return so many, or all of them, chosen evenly from everywhere; always the same."""
+        """Return so many of those that weigh something, or all, chosen evenly from everywhere; always the same."""
         if count >= len(self.codes):
             return self
-        chosen = spread(len(self.codes), count)
+        chosen = sampled(self.weights, count)
         return Rows(self.X[chosen], self.codes[chosen], self.weights[chosen])
 
     @property
@@ -103,7 +103,10 @@ class RowSource(Protocol):
         """Return the sums of what ``function(rows, *arguments)`` returns for parts of the rows."""
 
     def sample(self, count: int) -> Rows:
-        """Return so many rows, or all of them, chosen evenly from everywhere; always the same."""
+        """Return so many rows, or all of them, chosen evenly from everywhere; always the same.
+
+        Those that weigh nothing may be left out.
+        """
 
     def first_row(self) -> Vector:
         """Return the features of a row that weighs something."""
@@ -213,7 +216,7 @@ def in_threads(function: Callable[[_Item], _T], items: list[_Item], threads: int
 
 
 def product(a: Array, b: Array) -> Array:
-    """Return the product of two matrices, by all threads where that is worth their start."""
+    """Return the product of two matrices: by all threads, as the last bits may tell, where worth their start."""
     threads = threads_for(a.size * b.shape[1] // _PRODUCTS_PER_NUMBER)
     if threads == 1:
         whole: Array = a @ b
@@ -257,6 +260,12 @@ blas = _Blas()
 def slices(n_rows: int, parts: int) -> list[slice]:
     """Return so many parts of the rows, of about equally many."""
     return [slice(*bounds) for bounds in pairwise(n_rows * k // parts for k in range(parts + 1))]
+
+
+def sampled(weights: Vector, count: int) -> npt.NDArray[np.intp]:
+    """Return the numbers of so many of the rows that weigh something, or of all of these, spread evenly."""
+    weighty = np.flatnonzero(weights > 0)
+    return weighty[spread(len(weighty), count)] if count < len(weighty) else weighty
 
 
 def spread(n_rows: int, count: int) -> npt.NDArray[np.intp]:

@@ -67,11 +67,13 @@ class Candidate(NamedTuple):
 
     It is worth its time to minimisations of at least `after` iterations. After `until` of them it is used only if it
     has been before: late steps lie where curvature is sharpest, and say little of what a metric does elsewhere.
+    `is_needed` says that gradients are no steps without it.
     """
 
     make: Callable[[Vector], Preconditioner]
     after: int = 0
     until: float = math.inf
+    is_needed: bool = False
 
 
 class OriginalVariables:
@@ -379,6 +381,10 @@ class _Descent:
         steps, changes = state.pairs.steps[-_STEPS_SEEN:], state.pairs.changes[-_STEPS_SEEN:]
         return float(preconditioner.gain(steps, changes)) if steps else np.inf
 
+    def _can_do_without(self, state: State) -> bool:
+        """Tell whether there is a preconditioner that another step may be sought without."""
+        return state.preconditioned and any(not candidate.is_needed for candidate in self.preconditioners)
+
     def iterate(self, state: State) -> bool:
         """Move to the next point; False, and nothing is changed, where no step leads further down."""
         old = state.current
@@ -391,6 +397,9 @@ class _Descent:
         if found is None and state.pairs.steps:  # what is remembered may be misleading by now
             found = step_along(self.evaluate, old, -self.precondition(old.gradient))
             state.pairs.clear()
+        if found is None and not state.values and self._can_do_without(state):  # it may be made from misleading rows
+            state.preconditioned, self.precondition = False, np.copy
+            found = step_along(self.evaluate, old, -old.gradient)
         if found is None:
             return False
         new, state.length = found

@@ -12,7 +12,7 @@ from softmaxloss import row_space
 from softmaxloss.checkpoint import Checkpoint
 from softmaxloss.class_blocks import BlockPreconditioner, block_rows, room_for_blocks
 from softmaxloss.first_step import FirstStep, first_step_rows
-from softmaxloss.newton import HessianPreconditioner, ScaledRows, TwoClassHessian, hessian_rows, is_quick
+from softmaxloss.newton import HessianPreconditioner, ScaledRows, TwoClassHessian, fits_one_call, hessian_rows, is_quick
 from softmaxloss.objective import CentredAndScaled, Objective
 from softmaxloss.preconditioner import (
     FeatureSpectrum,
@@ -70,13 +70,14 @@ class Preconditioning:
         source, n_classes = objective.source, objective.n_classes
         size = source.n_rows, source.n_features, n_classes
         of_hessian = *size, objective.shape[0] * objective.shape[1]
-        self._is_quick = is_quick(source.n_rows, of_hessian[-1])
+        self._n_parameters = of_hessian[-1]
+        self._is_quick = is_quick(source.n_rows, self._n_parameters)
         self._of_hessian = hessian_rows(*of_hessian, passes=1)
         self._of_late_hessian = hessian_rows(*of_hessian, passes=_HESSIAN_PASSES)
         self._of_product = kronecker_rows(*size, is_sparse=source.is_sparse)
         self._product_after = kronecker_after(*size)
         self._tries_scales = not self._of_product or self._product_after > 0
-        self._of_first_step = first_step_rows(source.n_rows, n_classes)
+        self._of_first_step = first_step_rows(*size)
         self._of_blocks = block_rows(*size, itemsize=source.dtype.itemsize, is_sparse=source.is_sparse)
 
     def candidates(self, objective: Objective, variables: CentredAndScaled) -> list[Candidate]:
@@ -122,7 +123,7 @@ class Preconditioning:
         """Return what tells how long the first step is, where that is worth its time."""
         if self._of_hessian or not self._of_first_step:
             return None
-        return FirstStep(objective, self._first_rows, variables)
+        return FirstStep(objective, lambda: self._first_rows, variables)
 
     @cached_property
     def gram(self) -> Gram:
@@ -136,8 +137,8 @@ class Preconditioning:
 
     @cached_property
     def _first_rows(self) -> Rows:
-        """Those that tell how long the first step is; of files it takes as long to read a few as many."""
-        return (self._rows if self._of_product else self._objective.source).sample(self._of_first_step)
+        """Those that tell how long the first step is."""
+        return self._objective.source.sample(self._of_first_step)
 
     @cached_property
     def _class_rows(self) -> Rows:
@@ -152,7 +153,7 @@ class Preconditioning:
     def _hessian(self) -> Callable[[Objective, CentredAndScaled, Vector], Preconditioner]:
         reference = self._objective.with_penalty(min(self._references))
         rows = reference.source.sample(self._of_hessian or self._of_late_hessian)
-        if self._is_quick and reference.n_classes == 2:
+        if reference.n_classes == 2 and fits_one_call(reference.source.n_rows, self._n_parameters):
             return TwoClassHessian(reference, rows).preconditioner
         scaled = ScaledRows(rows, reference.centred_and_scaled())
         return lambda objective, variables, x: HessianPreconditioner(objective, scaled, variables, x)
@@ -234,7 +235,7 @@ def _in_row_space(
         space.point,
         space.start if combination is None else combination,
         max_iter=max_iter,
-        preconditioners=[Candidate(lambda _: space.preconditioner)],
+        preconditioners=[Candidate(lambda _: space.preconditioner, is_needed=True)],
         on_iteration=on_iteration,
         **kept,
         **options,
