@@ -198,6 +198,25 @@ bool suits_tiles(const LossProblem<T>& problem, Index rows) {
              : problem.classes <= kManyClasses;
 }
 
+// Whether rows of adjacent classes lie one after another.
+template <class Byte>
+bool one_after_another(const RowsOf<Byte>& rows, Index classes) {
+  Index stride = classes * size_of(rows.storage);
+  for (int axis = rows.dimensions - 1; axis >= 0; stride *= rows.shape[axis--])
+    if (rows.shape[axis] > 1 && rows.strides[axis] != stride) return false;
+  return adjacent(rows, classes);
+}
+
+// Whether there are too many classes for tiles, but rows of labels alone that are quicker many at once.
+template <class T>
+bool suits_rows_as_they_lie(const LossProblem<T>& problem, Index rows) {
+  constexpr Index kMostClasses = kMostRowwiseRow / sizeof(T), kFewRows = 16;
+  return problem.classes > kMostRowwiseClasses && problem.classes <= kMostClasses && rows >= kFewRows &&
+         !problem.targets.dense && !problem.targets.distribution && problem.transform.is_identity() &&
+         problem.formula.is_cross_entropy() && one_after_another(problem.logits, problem.classes) &&
+         (!problem.gradient || one_after_another(problem.gradient, problem.classes));
+}
+
 template <class T>
 bool adjacent(const LossProblem<T>& problem) {
   return adjacent(problem.logits, problem.classes) && adjacent(problem.targets.distribution, problem.classes) &&
@@ -213,6 +232,13 @@ BadDistribution run_loss(const LossProblem<T>& problem, Index rows) {
     return run<T>(
         rows, classes, std::max(tile_scratch_elements(classes, size), rowwise_scratch_elements(size)),
         [&](Index begin, Index end, T* scratch) { return kernels<T>().tiled_loss(problem, begin, end, scratch); },
+        rowwise_rows(classes, size));
+  }
+  if (suits_rows_as_they_lie(problem, rows)) {
+    const Index classes = problem.classes, size = sizeof(T);
+    return run<T>(
+        rows, classes, std::max(kScratchRows * scratch_row_length(classes), rowwise_scratch_elements(size)),
+        [&](Index begin, Index end, T* scratch) { return kernels<T>().loss_as_they_lie(problem, begin, end, scratch); },
         rowwise_rows(classes, size));
   }
   return run_or_gather<T>(

@@ -4,6 +4,7 @@
 #include "hessian_rows.hpp"
 #include "instruction_sets.hpp"
 #include "judging_rows.hpp"
+#include "loss_as_they_lie.hpp"
 #include "loss_by_tiles.hpp"
 #include "loss_rows.hpp"
 #include "softmax_by_tiles.hpp"
@@ -19,6 +20,7 @@ constexpr SparseKernels<T, I> kSparse = {sparse_product<T, I>, add_transposed_pr
 template <class T>
 constexpr Kernels<T> kKernels = {contiguous_loss<T>,
                                  tiled_loss<T>,
+                                 loss_as_they_lie<T>,
                                  hessian<T>,
                                  statistics<T>,
                                  softmax<T>,

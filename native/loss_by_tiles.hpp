@@ -115,22 +115,6 @@ bool lie_in_a_row(const RowsOf<Byte>& rows, Index classes) {
          runs.are_one() && runs.stride() == classes * size_of(rows.storage);
 }
 
-// A tile of them. Rows that are not ordinary are computed by themselves, unless they are many: the others then do not
-// depend on them, to the last bit.
-template <class T, bool kGradient>
-void loss_of_rows_as_they_lie(RowwiseLoss<T, kGradient>& loss, const LossProblem<T>& problem, Index begin, Index end,
-                              T* scratch) {
-  constexpr int kFew = 4;
-  for (int others = 0; others < kFew && begin < end; ++others) {
-    const Index ordinary = loss.run(begin, end - begin);
-    if (ordinary == end - begin) return;
-    if (ordinary < 0 || (ordinary > 0 && loss.run(begin, ordinary) < ordinary)) break;
-    loss_of_kind<T, kGradient>(problem, begin + ordinary, begin + ordinary + 1, scratch);
-    begin += ordinary + 1;
-  }
-  if (begin < end) loss_of_kind<T, kGradient>(problem, begin, end, scratch);
-}
-
 template <class T, bool kGradient>
 void loss_of_tiles(const LossProblem<T>& problem, Index begin, Index end, T* scratch) {
   const Index classes = problem.classes;
@@ -141,7 +125,9 @@ void loss_of_tiles(const LossProblem<T>& problem, Index begin, Index end, T* scr
   RowwiseLoss<T, kGradient> loss(problem, scratch);
   const Index height = rowwise_rows(classes, sizeof(T));
   for (Index row = begin; row < end; row += height)
-    loss_of_rows_as_they_lie(loss, problem, row, std::min(row + height, end), scratch);
+    loss_of_rowwise_tile<4>(loss, row, std::min(row + height, end), [&](Index first, Index last) {
+      loss_of_kind<T, kGradient>(problem, first, last, scratch);
+    });
   if (problem.stream) stream_fence();
 }
 

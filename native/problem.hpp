@@ -198,6 +198,10 @@ constexpr Index tile_scratch_elements(Index classes, Index element_size) {
 
 // The same for rows of few classes taken as they lie: rowwise.hpp. Whole vectors of rows.
 constexpr Index kRowwiseBytes = 2 * 1024, kMostRowwiseClasses = 64;
+
+// Rows of more classes are quicker so too, as long as they take no more than this (measured): loss_as_they_lie.hpp.
+constexpr Index kMostRowwiseRow = 1024;
+
 constexpr Index rowwise_rows(Index classes, Index element_size) {
   const Index unit = 64 / element_size, rows = kRowwiseBytes / (classes * element_size) / unit * unit;
   return rows > kMostTileRows ? kMostTileRows : rows > unit ? rows : unit;
@@ -205,7 +209,7 @@ constexpr Index rowwise_rows(Index classes, Index element_size) {
 
 // Two tiles, with room for whole vectors past their end.
 constexpr Index rowwise_scratch_elements(Index element_size) {
-  return 2 * (64 / element_size * kMostRowwiseClasses + 256);
+  return 2 * (64 / element_size * (kMostRowwiseRow / element_size) + 256);
 }
 
 // What the blocks of a Hessian are made of: see class_blocks.hpp. The block of class k is the sum over rows i of
@@ -274,6 +278,8 @@ struct Kernels {
   // The same of index labels without a transform, of many rows at once, in any layout. `begin` is a multiple of
   // rowwise_rows.
   BadDistribution (*tiled_loss)(const LossProblem<T>&, Index begin, Index end, T* scratch);
+  // The same of labels alone, of rows that lie one after another; `begin` is one here too.
+  BadDistribution (*loss_as_they_lie)(const LossProblem<T>&, Index begin, Index end, T* scratch);
   BadDistribution (*hessian)(const HessianProblem<T>&, Index begin, Index end, T* scratch);
   void (*statistics)(const StatisticsProblem<T>&, Index begin, Index end, T* scratch);
   void (*softmax)(const SoftmaxProblem<T>&, Index begin, Index end, T* scratch);

@@ -1,7 +1,7 @@
 // The loss of rows whose few classes lie side by side, as they lie: the terms of a tile of rows are one run of numbers.
 //
 // All are relative to one reference, near the tile's largest logit: a power of two, which cancels. A row that is too
-// far below it, or is not ordinary for another reason, is left to tile_loss.hpp, which has a reference for each row. So
+// far below it, or is not ordinary for another reason, is left to those that have a reference for each row. So
 // that a row's answer does not depend on the threads, tiles begin at multiples of their height.
 #pragma once
 
@@ -25,11 +25,12 @@ class RowwiseLoss {
       : problem_(problem),
         classes_(problem.classes),
         weighted_(problem.targets.spike || problem.weights),
+        permutes_(kPermutes && problem.classes <= kMostRowwiseClasses),
         terms_(scratch),
         staging_(scratch + rowwise_scratch_elements(sizeof(T)) / 2),
         last_((problem.classes - 1) / kLanes<T> * kLanes<T>),
         in_last_(lane_numbers<T>() < Integers<T>{} + static_cast<Lane>(problem.classes - last_)) {
-    for (Lane row = 0, i = 0; row < kLanes<T>; ++row)
+    for (Lane row = 0, i = 0; permutes_ && row < kLanes<T>; ++row)
       for (Index j = 0; j < classes_; ++j) row_of_[i++] = row;
     if (!weighted_) std::fill_n(a_, kMostTileRows, ordinary_scale<T>(problem.gradient_scale));
   }
@@ -81,10 +82,11 @@ class RowwiseLoss {
 #pragma GCC unroll 4
       for (Index u = 0; u < kGroup<T>; u += kLanes<T>) store(to + u, scaled_exp<T>(load(from + u), reference));
     };
-    constexpr Index kAhead = kRowwiseBytes / sizeof(T), kLine = 64 / sizeof(T);  // a tile: the next one is asked for
+    const Index ahead = rowwise_rows(classes_, sizeof(T)) * classes_;  // a tile: the next one is asked for
+    constexpr Index kLine = 64 / sizeof(T);
     for (Index j = 0; j < whole; j += kGroup<T>) {
       for (Index u = j; u < j + kGroup<T>; u += kLine) {
-        __builtin_prefetch(logits + kAhead + u);
+        __builtin_prefetch(logits + ahead + u);
         if constexpr (kGradient) __builtin_prefetch(reinterpret_cast<const T*>(written) + u, 1);
       }
       group(logits + j, terms_ + j);
@@ -189,22 +191,25 @@ class RowwiseLoss {
   ALWAYS_INLINE void scale_rows(Index i, T* out) const {
     const T* const from = terms_ + i * classes_;
     if constexpr (kPermutes) {
-      const Vec<T> factors = load(factor_ + i);
-      for (Index j = 0; j < kLanes<T> * classes_; j += kLanes<T>)
-        store(out + j, load(from + j) * lanes_at<T>(factors, load_integers<T>(row_of_ + j)));
-    } else {
-      for (Index begin = 0; begin < kLanes<T> * classes_; begin += classes_) {
-        const Vec<T> factor = splat(factor_[i++]);
-        const auto scale = [&](Index j) { store(out + j, load(from + j) * factor); };
-        for (Index j = 0; j + kLanes<T> <= classes_; j += kLanes<T>) scale(begin + j);
-        scale(begin + classes_ - kLanes<T>);  // once more, where the row is no whole vectors
+      if (permutes_) {
+        const Vec<T> factors = load(factor_ + i);
+        for (Index j = 0; j < kLanes<T> * classes_; j += kLanes<T>)
+          store(out + j, load(from + j) * lanes_at<T>(factors, load_integers<T>(row_of_ + j)));
+        return;
       }
+    }
+    for (Index begin = 0; begin < kLanes<T> * classes_; begin += classes_) {
+      const Vec<T> factor = splat(factor_[i++]);
+      const auto scale = [&](Index j) { store(out + j, load(from + j) * factor); };
+      for (Index j = 0; j + kLanes<T> <= classes_; j += kLanes<T>) scale(begin + j);
+      scale(begin + classes_ - kLanes<T>);  // once more, where the row is no whole vectors
     }
   }
 
   const LossProblem<T>& problem_;
   const Index classes_;
   const bool weighted_;  // by class or row
+  const bool permutes_;  // factors into the lanes of their rows
   T* const terms_;
   T* const staging_;
   const Index last_;  // where a row's last vector begins
@@ -222,5 +227,19 @@ class RowwiseLoss {
   alignas(64) Lane ordinary_[kRows];
   double loss_factor_[kRows];
 };
+
+// A tile of them. Rows that are not ordinary are computed by `others`, by themselves, unless they are as many as
+// the attempts: the rest then do not depend on them, to the last bit.
+template <int kAttempts, class T, bool kGradient, class Others>
+void loss_of_rowwise_tile(RowwiseLoss<T, kGradient>& loss, Index begin, Index end, const Others& others) {
+  for (int found = 0; found < kAttempts && begin < end; ++found) {
+    const Index ordinary = loss.run(begin, end - begin);
+    if (ordinary == end - begin) return;
+    if (ordinary < 0 || (ordinary > 0 && loss.run(begin, ordinary) < ordinary)) break;
+    others(begin + ordinary, begin + ordinary + 1);
+    begin += ordinary + 1;
+  }
+  if (begin < end) others(begin, end);
+}
 
 }  // namespace softmaxloss::SOFTMAXLOSS_ISA
