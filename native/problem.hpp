@@ -196,7 +196,7 @@ constexpr Index tile_scratch_elements(Index classes, Index element_size) {
   return 2 * classes * tile_stride(classes, element_size) + 64 / element_size;
 }
 
-// The same for rows of few classes taken as they lie: rowwise.hpp. Whole vectors of rows.
+// The same for rows of not many classes taken as they lie: rowwise.hpp. Whole vectors of rows.
 constexpr Index kRowwiseBytes = 2 * 1024, kMostRowwiseClasses = 64;
 
 // Rows of more classes are quicker so too, as long as they take no more than this (measured): loss_as_they_lie.hpp.

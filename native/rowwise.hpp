@@ -1,4 +1,5 @@
-// The loss of rows whose few classes lie side by side, as they lie: the terms of a tile of rows are one run of numbers.
+// The loss of rows whose classes, not many, lie side by side, as they lie: the terms of a tile of rows are one run of
+// numbers.
 //
 // All are relative to one reference, near the tile's largest logit: a power of two, which cancels. A row that is too
 // far below it, or is not ordinary for another reason, is left to those that have a reference for each row. So
@@ -14,7 +15,7 @@
 namespace softmaxloss::SOFTMAXLOSS_ISA {
 
 // The least sum of a row's terms, its own largest then is at most e^-43 of the tile's: what may be a normal number of
-// its gradient is one among the terms.
+// its gradient is one among the terms. (Times the gradient's scale, if that is above 1.)
 template <class T>
 constexpr T kLeastTotal = sizeof(T) == 8 ? T(0x1p12) : T(0x1p10);
 
@@ -133,8 +134,16 @@ class RowwiseLoss {
 
   // Vectors of which lane by lane adds up to a row's sum.
   ALWAYS_INLINE Vec<T> parts_of_sum(const T* row) const {
+    constexpr Index kSums = 4;  // of many vectors: rounding errors of equal terms have one sign
     Vec<T> sum = in_last_ ? load(row + last_) : Vec<T>{};
-    for (Index j = 0; j < last_; j += kLanes<T>) sum += load(row + j);
+    Index j = 0;
+    if (last_ >= 2 * kSums * kLanes<T>) {
+      Vec<T> sums[kSums] = {};
+      for (; j + kSums * kLanes<T> <= last_; j += kSums * kLanes<T>)
+        for (Index u = 0; u < kSums; ++u) sums[u] += load(row + j + u * kLanes<T>);
+      sum += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    }
+    for (; j < last_; j += kLanes<T>) sum += load(row + j);
     return sum;
   }
 
@@ -155,10 +164,10 @@ class RowwiseLoss {
     store(value_ + i, value);
     Integers<T> ordinary = is_ordinary_loss<T>(of_label, rest, value) & (total >= kLeastTotal<T>);
     if constexpr (kGradient) {
-      const Vec<T> factor = load(a_ + i) / total;
+      const Vec<T> a = load(a_ + i), factor = a / total;
       store(rest_ + i, rest);
       store(factor_ + i, factor);
-      ordinary &= is_ordinary_factor<T>(factor);
+      ordinary &= is_ordinary_factor<T>(factor) & (total >= a * kLeastTotal<T>)&(total >= a * -kLeastTotal<T>);
     }
     std::memcpy(ordinary_ + i, &ordinary, sizeof ordinary);
     return ordinary;
@@ -228,8 +237,8 @@ class RowwiseLoss {
   double loss_factor_[kRows];
 };
 
-// A tile of them. Rows that are not ordinary are computed by `others`, by themselves, unless they are as many as
-// the attempts: the rest then do not depend on them, to the last bit.
+// A tile of them. Rows that are not ordinary are computed by `others`, by themselves, unless they are as many as the
+// attempts, or one is so large that no reference serves the tile: the rest then do not depend on them, to the last bit.
 template <int kAttempts, class T, bool kGradient, class Others>
 void loss_of_rowwise_tile(RowwiseLoss<T, kGradient>& loss, Index begin, Index end, const Others& others) {
   for (int found = 0; found < kAttempts && begin < end; ++found) {

@@ -43,7 +43,7 @@ inline bool worth_streaming(Index elements, Storage storage) {
 
 template <class T>
 bool may_stream(const LossProblem<T>& problem, Index rows) {
-  constexpr Index kFewClasses = 64;  // whose tiles are in the cache still when they are written over
+  constexpr Index kFewClasses = kMostRowwiseRow / sizeof(T);  // in the cache still when they are written over
   const bool in_rows = problem.gradient.class_stride == size_of(problem.gradient.storage);
   return (problem.gradient.data != problem.logits.data || (in_rows && problem.classes > kFewClasses)) &&
          reinterpret_cast<std::uintptr_t>(problem.gradient.data) % sizeof(T) == 0 &&

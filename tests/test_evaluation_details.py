@@ -300,7 +300,7 @@ def test_bootstrap_means_have_the_right_spread():
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.integers(0, 120), max_size=4),
-    st.sampled_from([1, 3, 50]),
+    st.sampled_from([1, 3, 50, 100]),
     st.booleans(),
     st.sampled_from([np.float32, np.float64]),
     st.integers(1, 3000),

@@ -110,6 +110,31 @@ def test_rows_far_from_the_others(classes, offset, order, instruction_set):
         np.testing.assert_allclose(grad[row], grad_alone, rtol=1e-5)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("classes", [10, 64, 100, 256])
+@pytest.mark.parametrize("weight", [1.0, 1e6, 1e20])
+def test_heavy_rows_below_others_keep_small_gradients(weight, classes, order, instruction_set):
+    """What is too small beside the largest row of a tile may be a normal number times the row's weight."""
+    row = np.full(classes, -90, np.float32)
+    row[:3] = [0, -5, -97]
+    logits = np.asarray(np.tile(row, (48, 1)), order=order)
+    logits[::16] += 36
+    labels = np.zeros(48, np.int64)
+    weights = np.full(48, weight)
+    _, grad = sl.softmax_cross_entropy_and_grad(logits, labels, sample_weight=weights, reduction="none")
+    _, alone = sl.softmax_cross_entropy_and_grad(logits[5], labels[5], sample_weight=weight, reduction="none")
+    np.testing.assert_allclose(grad[5], alone, rtol=1e-5, atol=1e-37)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("classes", [64, 65, 100, 128, 200, 253, 256])
+def test_equal_logits(classes, dtype, instruction_set):
+    """Their rounding errors have one sign; docs/accuracy.md says how large they may be."""
+    logits = np.random.default_rng(0).uniform(-1, 1, (2000, 1)).astype(dtype).repeat(classes, axis=1)
+    _, grad = sl.softmax_cross_entropy_and_grad(logits, np.zeros(2000, np.int64), reduction="none")
+    assert np.abs(grad[:, 1:] * classes - 1).max() <= 16 * np.finfo(dtype).eps / 2
+
+
 @pytest.mark.parametrize("classes", [5, 100])
 def test_a_label_that_has_changed_since_it_was_checked(classes):
     """The row is NaN, and nothing outside of it is read or written."""
@@ -199,7 +224,7 @@ def confident_rows_after_high_ones(classes, rows):
 @pytest.mark.parametrize("classes", [2, 3, 21, 100])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_rows_before_change_nothing(order, classes, weight, instruction_set, keep_num_threads):
-    """Not by the number of threads, nor by where a tile ends."""
+    """Not by the number of threads, nor, of few classes, by where a tile ends."""
     n = 32768
     logits, labels = confident_rows_after_high_ones(classes, n)
     logits = np.asarray(logits, order=order)

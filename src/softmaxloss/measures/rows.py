@@ -19,7 +19,7 @@ KINDS: tuple[Kind, ...] = ("logits", "log_probabilities", "probabilities")
 
 # Rows of up to so many classes are taken together by the loss's kernel, and where their logits lie far apart the last
 # bit of one depends on the others; it seldom does of few classes, where a row by itself takes several times as long.
-FEW_CLASSES, MOST_TOGETHER = 40, 64
+FEW_CLASSES, MOST_TOGETHER = 40, 256
 # The kernel takes fewer rows another way, whose last bit may differ: repeated, they get the bits of any larger block.
 A_FEW_ROWS = 64
 
