@@ -46,7 +46,7 @@ def test_strided_rows_of_many_classes(names, dtype, instruction_set):
 
 @pytest.mark.parametrize("names", OPTIONS, ids=ids)
 @pytest.mark.parametrize("layout", ["last", "first", "middle"])
-@pytest.mark.parametrize("classes", [2, 3, 10, 37, 64, 65, 100, 128, 200, 256, 257])
+@pytest.mark.parametrize("classes", [2, 3, 10, 37, 64, 65, 100, 256, 257])
 def test_many_rows(classes, layout, names, instruction_set):
     """Whole tiles and their remainders: each row as the same row in float64."""
     for n in (30, 64, 66, 1030):
@@ -95,7 +95,7 @@ def test_an_ignored_label_may_be_a_class(names, shape, instruction_set):
 
 @pytest.mark.parametrize("order", ["C", "F"])  # the axis of the classes adjacent, and strided
 @pytest.mark.parametrize("offset", [0, -30, -60, -200, 1e4, -np.inf])
-@pytest.mark.parametrize("classes", [3, 16, 33, 64, 65, 100, 200])
+@pytest.mark.parametrize("classes", [3, 16, 33, 64, 65, 200])
 def test_rows_far_from_the_others(classes, offset, order, instruction_set):
     """What else is computed with a row, large, small, masked or NaN, changes nothing of it."""
     rng = np.random.default_rng(2)
@@ -152,7 +152,7 @@ def test_a_label_that_has_changed_since_it_was_checked(classes):
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-@pytest.mark.parametrize("classes", [2, 3, 5, 10, 37, 64, 65, 100, 128, 250])
+@pytest.mark.parametrize("classes", [2, 3, 5, 10, 37, 64, 100, 250])
 def test_a_row_does_not_change_others_by_a_bit(classes, dtype, order, instruction_set):
     """Not one of NaN, nor one far below the others, nor a label that is improbable."""
     rng = np.random.default_rng(classes)
