@@ -7,22 +7,13 @@
 
 namespace softmaxloss::SOFTMAXLOSS_ISA {
 
-template <class T, bool kGradient>
-void loss_as_they_lie(const LossProblem<T>& problem, Index begin, Index end, T* scratch) {
-  RowwiseLoss<T, kGradient> loss(problem, scratch);
-  const Index height = rowwise_rows(problem.classes, sizeof(T));
-  for (Index row = begin; row < end; row += height)
-    loss_of_rowwise_tile<2>(loss, row, std::min(row + height, end),
-                            [&](Index first, Index last) { contiguous_loss(problem, first, last, scratch); });
-  if (problem.stream) stream_fence();
-}
-
 template <class T>
 BadDistribution loss_as_they_lie(const LossProblem<T>& problem, Index begin, Index end, T* scratch) {
+  const auto one_by_one = [&](Index first, Index last) { contiguous_loss(problem, first, last, scratch); };
   if (problem.gradient)
-    loss_as_they_lie<T, true>(problem, begin, end, scratch);
+    loss_of_rowwise_tiles<2, T, true>(problem, begin, end, scratch, one_by_one);
   else
-    loss_as_they_lie<T, false>(problem, begin, end, scratch);
+    loss_of_rowwise_tiles<2, T, false>(problem, begin, end, scratch, one_by_one);
   return {};
 }
 

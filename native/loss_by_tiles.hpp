@@ -121,14 +121,9 @@ void loss_of_tiles(const LossProblem<T>& problem, Index begin, Index end, T* scr
   const bool rowwise = !problem.targets.dense && problem.formula.is_cross_entropy() &&
                        lie_in_a_row<T>(problem.logits, classes) &&
                        (!kGradient || lie_in_a_row<T>(problem.gradient, classes));
-  if (!rowwise) return loss_of_kind<T, kGradient>(problem, begin, end, scratch);
-  RowwiseLoss<T, kGradient> loss(problem, scratch);
-  const Index height = rowwise_rows(classes, sizeof(T));
-  for (Index row = begin; row < end; row += height)
-    loss_of_rowwise_tile<4>(loss, row, std::min(row + height, end), [&](Index first, Index last) {
-      loss_of_kind<T, kGradient>(problem, first, last, scratch);
-    });
-  if (problem.stream) stream_fence();
+  const auto by_kind = [&](Index first, Index last) { loss_of_kind<T, kGradient>(problem, first, last, scratch); };
+  if (!rowwise) return by_kind(begin, end);
+  loss_of_rowwise_tiles<4, T, kGradient>(problem, begin, end, scratch, by_kind);
 }
 
 template <class T>

@@ -2,8 +2,8 @@
 // numbers.
 //
 // All are relative to one reference, near the tile's largest logit: a power of two, which cancels. A row that is too
-// far below it, or is not ordinary for another reason, is left to those that have a reference for each row. So
-// that a row's answer does not depend on the threads, tiles begin at multiples of their height.
+// far below it, or is not ordinary for another reason, is left to those that have a reference for each row. So that a
+// row's answer does not depend on the threads, tiles begin at multiples of their height.
 #pragma once
 
 #include <algorithm>
@@ -249,6 +249,15 @@ void loss_of_rowwise_tile(RowwiseLoss<T, kGradient>& loss, Index begin, Index en
     begin += ordinary + 1;
   }
   if (begin < end) others(begin, end);
+}
+
+template <int kAttempts, class T, bool kGradient, class Others>
+void loss_of_rowwise_tiles(const LossProblem<T>& problem, Index begin, Index end, T* scratch, const Others& others) {
+  RowwiseLoss<T, kGradient> loss(problem, scratch);
+  const Index height = rowwise_rows(problem.classes, sizeof(T));
+  for (Index row = begin; row < end; row += height)
+    loss_of_rowwise_tile<kAttempts>(loss, row, std::min(row + height, end), others);
+  if (problem.stream) stream_fence();
 }
 
 }  // namespace softmaxloss::SOFTMAXLOSS_ISA

@@ -40,11 +40,14 @@ def block_rows(n_rows: int, n_features: int, n_classes: int, *, itemsize: int, i
     return count if is_small and count >= min(n_rows, _FEWEST_ROWS * n_features * n_classes) else 0
 
 
-def room_for_blocks(objective: Objective) -> Array:
-    """Return memory for the factors of all blocks; new pages would take longer than what is written to them."""
+def room_for_blocks(objective: Objective, dtype: npt.DTypeLike | None = None) -> Array:
+    """Return memory for the factors of all blocks, in the features' dtype unless another is given.
+
+    New pages would take longer than what is written to them.
+    """
     n_classes, size = objective.shape
     size = -(-size // _native.block_unit) * _native.block_unit
-    return np.empty((n_classes, size, size), objective.source.dtype)
+    return np.empty((n_classes, size, size), dtype or objective.source.dtype)
 
 
 class BlockPreconditioner(MetricPreconditioner):

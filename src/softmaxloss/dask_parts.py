@@ -136,8 +136,7 @@ def weighty(rows: Rows) -> int:
 
 def chosen(rows: Rows, numbers: npt.NDArray[np.intp]) -> Rows:
     """Return some of the rows of one chunk that weigh something, by their numbers among these."""
-    numbers = np.flatnonzero(rows.weights > 0)[numbers]
-    return Rows(rows.X[numbers], rows.codes[numbers], rows.weights[numbers])
+    return rows.at(np.flatnonzero(rows.weights > 0)[numbers])
 
 
 def joined(parts: Sequence[Rows]) -> Rows:

@@ -43,7 +43,7 @@ class FileRows:
 
     def sample(self, count: int) -> Rows:
         """See `RowSource`."""
-        chosen = np.arange(self.n_rows) if count >= self.n_rows else sampled(self._weights, count)
+        chosen = sampled(self._weights, count)
         return Rows(self._files.read(chosen), self._codes[chosen], self._weights[chosen])
 
     def first_row(self) -> Vector:

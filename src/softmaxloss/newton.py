@@ -9,6 +9,7 @@ import scipy.linalg
 from scipy.special import expit
 
 from softmaxloss import _native
+from softmaxloss.class_blocks import room_for_blocks
 from softmaxloss.functional import softmax
 from softmaxloss.objective import CentredAndScaled, Objective
 from softmaxloss.preconditioner import ROWS_PER_FEATURE, pass_products, relative_scale
@@ -103,9 +104,8 @@ class TwoClassHessian:
         self._X = np.ascontiguousarray(rows.dense, np.float64)
         self._weights = rows.weights / (rows.weights.sum() or 1.0)
         self._size = objective.shape[1]
-        padded = -(-self._size // _native.block_unit) * _native.block_unit
-        self._factor, self._of_rest = np.empty((1, padded, padded)), np.zeros((padded, padded))
-        self._diagonal = np.ones(padded)
+        self._factor = room_for_blocks(objective, np.float64)
+        self._of_rest, self._diagonal = np.zeros(self._factor.shape[1:]), np.ones(self._factor.shape[1])
 
     def preconditioner(self, objective: Objective, variables: CentredAndScaled, x: Vector) -> "_Factored":
         """Return the inverse Hessian at x with one of the penalties, until the next is asked for."""

@@ -76,8 +76,11 @@ class Rows(NamedTuple):
         """Return so many of those that weigh something, or all, chosen evenly from everywhere; always the same."""
         if count >= len(self.codes):
             return self
-        chosen = sampled(self.weights, count)
-        return Rows(self.X[chosen], self.codes[chosen], self.weights[chosen])
+        return self.at(sampled(self.weights, count))
+
+    def at(self, numbers: npt.NDArray[np.intp]) -> "Rows":
+        """Return the rows of these numbers."""
+        return Rows(self.X[numbers], self.codes[numbers], self.weights[numbers])
 
     @property
     def is_sparse(self) -> bool:
@@ -154,7 +157,7 @@ class LocalRows:
 
     def part(self, chosen: npt.NDArray[np.intp]) -> tuple["LocalRows", float]:
         """Return the rows of these numbers, with weights whose mean is 1 again, and what they weigh here together."""
-        X, codes, weights = self.rows.X[chosen], self.rows.codes[chosen], self.rows.weights[chosen]
+        X, codes, weights = self.rows.at(chosen)
         weight = float(weights.sum())
         return LocalRows(Rows(X, codes, weights * (len(weights) / weight if weight > 0 else 1.0))), weight
 
@@ -263,7 +266,12 @@ def slices(n_rows: int, parts: int) -> list[slice]:
 
 
 def sampled(weights: Vector, count: int) -> npt.NDArray[np.intp]:
-    """Return the numbers of so many of the rows that weigh something, or of all of these, spread evenly."""
+    """Return the numbers of so many of the rows that weigh something, or of all of these, spread evenly.
+
+    Those of all rows where no more are there.
+    """
+    if count >= len(weights):
+        return np.arange(len(weights))
     weighty = np.flatnonzero(weights > 0)
     return weighty[spread(len(weighty), count)] if count < len(weighty) else weighty
 

@@ -69,11 +69,10 @@ class Preconditioning:
         self._spectra: dict[float, FeatureSpectrum] = {}
         source, n_classes = objective.source, objective.n_classes
         size = source.n_rows, source.n_features, n_classes
-        of_hessian = *size, objective.shape[0] * objective.shape[1]
-        self._n_parameters = of_hessian[-1]
+        self._n_parameters = objective.shape[0] * objective.shape[1]
         self._is_quick = is_quick(source.n_rows, self._n_parameters)
-        self._of_hessian = hessian_rows(*of_hessian, passes=1)
-        self._of_late_hessian = hessian_rows(*of_hessian, passes=_HESSIAN_PASSES)
+        self._of_hessian = hessian_rows(*size, self._n_parameters, passes=1)
+        self._of_late_hessian = hessian_rows(*size, self._n_parameters, passes=_HESSIAN_PASSES)
         self._of_product = kronecker_rows(*size, is_sparse=source.is_sparse)
         self._product_after = kronecker_after(*size)
         self._tries_scales = not self._of_product or self._product_after > 0
