@@ -9,35 +9,30 @@ namespace {
 
 struct InstructionSet {
   std::string name;
-  bool supported;
   Kernels<float> f32;
   Kernels<double> f64;
 };
 
+// Those of this processor, the best first. Of another one nothing is called, not even what returns its kernels: that is
+// compiled with its instructions too.
 const std::vector<InstructionSet>& instruction_sets() {
   static const std::vector<InstructionSet> sets = [] {
-    std::vector<InstructionSet> all;
+    std::vector<InstructionSet> supported;
 #if defined(__x86_64__)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
-    all.push_back({"avx512", avx512, avx512::float_kernels(), avx512::double_kernels()});
-    all.push_back({"avx2", avx2, avx2::float_kernels(), avx2::double_kernels()});
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq"))
+      supported.push_back({"avx512", avx512::float_kernels(), avx512::double_kernels()});
+    if (avx2) supported.push_back({"avx2", avx2::float_kernels(), avx2::double_kernels()});
 #endif
-    all.push_back({"baseline", true, baseline::float_kernels(), baseline::double_kernels()});
-    return all;
+    supported.push_back({"baseline", baseline::float_kernels(), baseline::double_kernels()});
+    return supported;
   }();
   return sets;
 }
 
-const InstructionSet* best() {
-  for (const InstructionSet& set : instruction_sets())
-    if (set.supported) return &set;
-  throw std::logic_error("the baseline instruction set is always supported");
-}
-
 const InstructionSet*& current() {
-  static const InstructionSet* set = best();
+  static const InstructionSet* set = &instruction_sets().front();
   return set;
 }
 
@@ -45,8 +40,7 @@ const InstructionSet*& current() {
 
 std::vector<std::string> supported_instruction_sets() {
   std::vector<std::string> names;
-  for (const InstructionSet& set : instruction_sets())
-    if (set.supported) names.push_back(set.name);
+  for (const InstructionSet& set : instruction_sets()) names.push_back(set.name);
   return names;
 }
 
@@ -54,7 +48,7 @@ const std::string& instruction_set() { return current()->name; }
 
 void set_instruction_set(const std::string& name) {
   for (const InstructionSet& set : instruction_sets()) {
-    if (set.supported && set.name == name) {
+    if (set.name == name) {
       current() = &set;
       return;
     }
