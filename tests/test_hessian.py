@@ -61,7 +61,7 @@ def make_problem(*arguments, vector_dtype="f8"):
 
 
 def assert_rounded(product, of_floats):
-    """Assert that a product in 16 bits is one in float32, rounded; sums may be of another order, and differ a little."""
+    """Assert that a product in 16 bits is one in float32, rounded; sums may be of another order."""
     little = 4 * np.spacing(np.abs(of_floats))
     with np.errstate(over="ignore"):
         least, most = (end.astype(product.dtype).astype(np.float32) for end in (of_floats - little, of_floats + little))

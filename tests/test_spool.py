@@ -1,12 +1,15 @@
-"""Rows kept decoded in a temporary file: the same bits, no name, and no need of it where the disk has no room."""
+"""Rows kept decoded in a temporary file: the same bits, no name, no need of it where the disk lacks room or time."""
 
 import errno
+import gc
 import os
 import resource
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import softmaxloss as sl
+from softmaxloss import file_rows
 from softmaxloss.data import row_files, spool
 from softmaxloss.data.files import DataError
 from softmaxloss.data.row_files import open_parquet
@@ -73,9 +77,24 @@ def passes(monkeypatch):
     return decoded
 
 
+@pytest.fixture
+def written_at_once(monkeypatch):
+    """Have blocks written by the thread that reads them."""
+
+    class AtOnce:
+        def __init__(self, *_):
+            pass
+
+        def submit(self, function, *arguments):
+            function(*arguments)
+
+    monkeypatch.setattr(spool, "ThreadPoolExecutor", AtOnce)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("kind", ["columns", "lists"])
+@pytest.mark.usefixtures("written_at_once")
 def test_a_fit_is_the_same_to_the_bit(tmp_path, temporary, passes, keep_num_threads, kind, dtype, threads):
     sl.set_num_threads(threads)
     folder = write(tmp_path, kind=kind, dtype=dtype)
@@ -85,6 +104,47 @@ def test_a_fit_is_the_same_to_the_bit(tmp_path, temporary, passes, keep_num_thre
         assert_the_same(spooled, learned(folder, spool=False, only=only, tol=1e-3))
         assert len(passes) > 40
         passes.clear()
+
+
+def test_a_fit_does_not_wait_for_the_disk(tmp_path, temporary, passes, keep_num_threads, monkeypatch):
+    """Groups that come while others wait to be written are decoded again, and kept by a later pass."""
+    sl.set_num_threads(1)
+    folder = write(tmp_path)
+    expected = learned(folder, spool=False)
+    of_all = len(passes)
+    passes.clear()
+    is_free = threading.Event()
+    pwrite = spool.os.pwrite
+
+    def write_late(*arguments):
+        assert is_free.wait(60)
+        return pwrite(*arguments)
+
+    def read(self, group, rows):
+        if len(passes) == 20:
+            is_free.set()
+        return batches(self, group, rows)
+
+    batches = row_files.ParquetRows.batches
+    monkeypatch.setattr(row_files.ParquetRows, "batches", read)
+    monkeypatch.setattr(spool.os, "pwrite", write_late)
+    assert_the_same(learned(folder, spool=True), expected)
+    assert 20 < len(passes) < of_all
+
+
+def test_rows_are_read_from_where_they_are(tmp_path, temporary, written_at_once):
+    files, _ = open_parquet(write(tmp_path), target="y")
+    rows = np.random.default_rng(0).permutation(ROWS)[:100]
+    expected = files.read(rows)
+    kept = spool.SpooledRows(files)
+    for group in [None, *kept.groups[::2], None]:
+        np.testing.assert_array_equal(kept.read(rows), expected)
+        if group is not None:
+            for start, block in kept.blocks(group):
+                np.testing.assert_array_equal(block, files[start : start + len(block)])
+    list(kept.blocks())
+    np.testing.assert_array_equal(kept.read(rows), expected)
+    assert all(not block.flags.writeable for _, block in kept.blocks())
 
 
 def test_a_checkpoint_of_either_kind_is_one_of_the_other(tmp_path, temporary):
@@ -99,14 +159,22 @@ def test_without_room_each_pass_decodes(tmp_path, temporary, passes, monkeypatch
     folder = write(tmp_path)
     spooled = learned(folder, spool=True)
     full = OSError(errno.ENOSPC, "No space left on device")
+    pwrite, written = spool.os.pwrite, []
 
     def fails(*_, **__):
         raise full
+
+    def fails_soon(*arguments):
+        if len(written) > 5:
+            raise full
+        written.append(pwrite(*arguments))
+        return written[-1]
 
     usage = spool.shutil.disk_usage(temporary)
     for where, name, what in (
         (spool.shutil, "disk_usage", lambda _: usage._replace(free=ROWS * FEATURES * 8)),
         (spool.os, "pwrite", fails),
+        (spool.os, "pwrite", fails_soon),
         (spool.tempfile, "TemporaryFile", fails),
         (spool.mmap, "mmap", fails),
         (spool, "_is_in_memory", lambda _: True),
@@ -119,7 +187,7 @@ def test_without_room_each_pass_decodes(tmp_path, temporary, passes, monkeypatch
 
 
 def test_a_file_that_may_not_grow_so_large(tmp_path, temporary, passes):
-    """The kernel's own refusal, in the midst of writing."""
+    """The kernel's own refusal."""
     folder = write(tmp_path)
     spooled = learned(folder, spool=True)
     passes.clear()
@@ -151,10 +219,13 @@ def test_an_interrupted_fit_gives_the_room_back(tmp_path, temporary, monkeypatch
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(spool.SpooledRows, "_append", interrupt)
+    monkeypatch.setattr(file_rows, "_count_missing", interrupt)
     with pytest.raises(KeyboardInterrupt):
         sl.SoftmaxClassifier().fit(files, labels)
-    assert [file.closed for file in opened] == [True]
+    assert len(opened) == 1
+    file = weakref.ref(opened.pop())
+    gc.collect()
+    assert file() is None
 
 
 KILLED = """

@@ -126,21 +126,11 @@ def predicted_of_files(estimator: Any, method: str, X: RowFiles) -> npt.NDArray[
 
 
 def _spooled(X: RowFiles) -> RowFiles | SpooledRows:
-    """Return rows decoded into a temporary file; as they are where it has no room."""
+    """Return rows that are decoded into a temporary file; as they are where it has no room."""
     try:
-        rows = SpooledRows(X)
+        return SpooledRows(X)
     except NoRoomError:
         return X
-    try:
-        for _ in _of_each(rows.groups, rows.keep):
-            pass
-        rows.seal()
-    except BaseException as error:
-        rows.close()
-        if isinstance(error, NoRoomError):
-            return X
-        raise
-    return rows
 
 
 def _of_each(groups: list[RowGroup], function: Callable[[RowGroup], Any]) -> Iterator[Any]:

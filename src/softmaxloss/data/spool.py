@@ -1,16 +1,16 @@
-"""Rows of files, decoded once into a temporary file that the passes of a fit map into memory."""
+"""Rows of files, decoded into a temporary file that later passes of a fit map into memory."""
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import shutil
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,105 +22,103 @@ __all__ = ["NoRoomError", "SpooledRows"]
 
 # Of the folder's free space a fit leaves some to others.
 _SHARE_OF_FREE = 0.9
-_ALIGNMENT = 64  # bytes, at which blocks in memory begin too
+
+# So many blocks may wait for the disk. A group that begins while they do is not kept yet, but decoded again by the next
+# pass, so that the disk works while the fit computes, and the fit does not wait for it.
+_MOST_WAITING = 4
 
 
 class NoRoomError(Exception):
     """The temporary folder does not take the rows; each pass is to read them where they are."""
 
 
-class _Block(NamedTuple):
-    """Where a block lies in the file."""
-
-    start: int
-    rows: int
-    offset: int
-
-
 class SpooledRows:
     """The rows of a `RowFiles` in the same groups and blocks, so that all sums have the same bits.
 
+    A group is written while it is read for the first time, as far as the disk keeps up; when it is there, it is mapped.
     The file has no name from the start (or, where the system cannot do that, loses it at once): whatever becomes of the
     process, the system takes it back with the last who has it open.
 
     Parameters
     ----------
     files : RowFiles
-        What to keep: `keep` is to be called for each of its groups, then `seal`, before rows are read.
+        What to keep.
 
     Raises
     ------
     NoRoomError
-        The temporary folder lies in memory, or has too little room; `keep` raises it too.
+        The temporary folder lies in memory, or has too little room.
     """
 
     def __init__(self, files: RowFiles) -> None:
         self.shape, self.dtype, self.groups, self.columns = files.shape, files.dtype, files.groups, files.columns
         self._files = files
-        self._blocks: dict[int, list[_Block]] = {}
-        self._end = 0
-        self._lock = threading.Lock()
-        with _as_no_room():
+        self._blocks: dict[int, list[slice]] = {}  # of the groups that are there, by their first rows
+        self._is_there = np.zeros(len(files), bool)
+        self._takes_more = True
+        self._room = threading.Semaphore(_MOST_WAITING)
+        needed = files.shape[0] * files.shape[1] * files.dtype.itemsize
+        try:
             folder = tempfile.gettempdir()
-            needed = files.shape[0] * files.shape[1] * files.dtype.itemsize
             if _is_in_memory(folder) or needed > _SHARE_OF_FREE * shutil.disk_usage(folder).free:
                 raise NoRoomError
             self._file = tempfile.TemporaryFile(dir=folder, prefix="softmaxloss-", buffering=0)  # noqa: SIM115
-
-    def keep(self, group: RowGroup) -> None:
-        """Decode a group, block by block, and write it; from any thread."""
-        self._blocks[group.start] = [_Block(start, len(X), self._append(X)) for start, X in self._files.blocks(group)]
-
-    def seal(self) -> None:
-        """Map what was written; the file lives as long as somebody holds a block of it, or this object."""
-        with _as_no_room(), self._file:
-            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            weakref.finalize(self, self._file.close)
+            self._file.truncate(needed)
+            mapped = mmap.mmap(self._file.fileno(), needed, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise NoRoomError from error
+        self._rows: NDArray[np.floating] = np.frombuffer(mapped, self.dtype).reshape(self.shape)
+        self._writer = ThreadPoolExecutor(1, "softmaxloss-spool")
 
     def blocks(self, group: RowGroup | None = None) -> Iterator[tuple[int, NDArray[np.floating]]]:
-        """Yield blocks as `RowFiles.blocks` does: read-only, and mapped."""
+        """Yield blocks as `RowFiles.blocks` does; those that are there are mapped, and read-only."""
         for one in self.groups if group is None else [group]:
-            for block in self._blocks[one.start]:
-                yield block.start, self._mapped(block)
+            if one.start in self._blocks:
+                for rows in self._blocks[one.start]:
+                    yield rows.start, self._rows[rows]
+            elif self._takes_more and self._room.acquire(blocking=False):
+                yield from self._keeping(one)
+            else:
+                yield from self._files.blocks(one)
 
     def read(self, rows: NDArray[np.intp]) -> NDArray[np.floating]:
         """Read some rows into memory, whatever their order."""
-        order = np.argsort(rows, kind="stable")
-        ascending = np.asarray(rows)[order]
+        is_there = self._is_there[rows]
         features = np.empty((len(rows), self.shape[1]), self.dtype)
-        for start, block in self.blocks():
-            first, last = np.searchsorted(ascending, [start, start + len(block)])
-            if first < last:
-                features[order[first:last]] = block[ascending[first:last] - start]
+        features[is_there] = self._rows[rows[is_there]]
+        if not is_there.all():
+            features[~is_there] = self._files.read(rows[~is_there])
         return features
 
-    def close(self) -> None:
-        """Give the room back, of a file that is not sealed."""
-        self._file.close()
+    def _keeping(self, group: RowGroup) -> Iterator[tuple[int, NDArray[np.floating]]]:
+        """Yield the blocks of a group, and have them written; there is room for the first."""
+        blocks: list[slice] = []
+        for start, X in self._files.blocks(group):
+            if blocks:
+                self._room.acquire()
+            blocks.append(slice(start, start + len(X)))
+            self._writer.submit(self._write, blocks[-1], X)
+            yield start, X
+        self._writer.submit(self._found, group, blocks)
 
-    def _append(self, array: NDArray[np.floating]) -> int:
-        rest = np.ascontiguousarray(array).data.cast("B")
-        with self._lock:
-            offset = position = self._end
-            self._end += -(-len(rest) // _ALIGNMENT) * _ALIGNMENT
-        with _as_no_room():
-            while len(rest):
+    def _write(self, rows: slice, X: NDArray[np.floating]) -> None:
+        try:
+            position = rows.start * self.shape[1] * self.dtype.itemsize
+            rest = np.ascontiguousarray(X).data.cast("B")
+            while self._takes_more and len(rest):
                 written = os.pwrite(self._file.fileno(), rest, position)
                 position, rest = position + written, rest[written:]
-        return offset
+        except OSError:  # the disk is full, now that others have written too
+            self._takes_more = False
+        finally:
+            self._room.release()
 
-    def _mapped(self, block: _Block) -> NDArray[np.floating]:
-        n_features = self.shape[1]
-        flat: NDArray[np.floating] = np.frombuffer(self._map, self.dtype, block.rows * n_features, block.offset)
-        return flat.reshape(block.rows, n_features)
-
-
-@contextlib.contextmanager
-def _as_no_room() -> Iterator[None]:
-    """Turn what the system says of a file that it does not take into `NoRoomError`."""
-    try:
-        yield
-    except OSError as error:
-        raise NoRoomError from error
+    def _found(self, group: RowGroup, blocks: list[slice]) -> None:
+        """Have a group mapped from now on."""
+        if self._takes_more:
+            self._is_there[blocks[0].start : blocks[-1].stop] = True
+            self._blocks[group.start] = blocks
 
 
 def _is_in_memory(folder: str) -> bool:
