@@ -200,10 +200,10 @@ def open_parquet(
     columns : sequence of str, optional
         The columns with the features, numbers or lists of equally many numbers; all others unless said.
     spool : bool, default=True
-        Whether a fit decodes the files once, into a temporary file of ``rows * features * itemsize`` bytes that each
-        pass then maps, rather than in every pass. It lies in `tempfile.gettempdir`, which the environment variable
-        TMPDIR says, has no name and is gone with the fit, however that ends. Where that folder is in memory or has not
-        the room, each pass decodes. The fit is the same to the bit.
+        Whether a fit keeps what it decodes in a temporary file of ``rows * features * itemsize`` bytes that later
+        passes map, rather than decode the files in every pass. It lies in `tempfile.gettempdir`, which the environment
+        variable TMPDIR says, has no name and is gone with the fit, however that ends. Where that folder is in memory or
+        has not the room, each pass decodes. The fit is the same to the bit.
 
     Returns
     -------
