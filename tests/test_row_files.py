@@ -220,6 +220,14 @@ def test_predictions_that_cannot_be_made(tmp_path, drawn):
         sl.SoftmaxClassifier().fit(X, y).predict(files.only(np.array([], dtype=int)))
 
 
+@pytest.mark.parametrize(("first", "problem"), [(None, "no list"), ([], "a list of no numbers")])
+def test_a_first_list_that_tells_no_length(tmp_path, first, problem):
+    lists = pa.array([first, [1.0, 2.0]], pa.list_(pa.float64()))
+    pq.write_table(pa.table({"e": lists, "y": [0, 1]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=rf"a\.parquet: column 'e' has {problem} in its first row"):
+        open_parquet(tmp_path, target="y")
+
+
 def test_lists_of_other_lengths(tmp_path):
     table = pa.table({"e": [[1.0, 2.0], [3.0], [4.0, 5.0, 6.0]], "y": [0, 1, 0]})
     pq.write_table(table, tmp_path / "a.parquet")

@@ -107,7 +107,7 @@ def test_a_fit_is_the_same_to_the_bit(tmp_path, temporary, passes, keep_num_thre
 
 
 def test_a_fit_does_not_wait_for_the_disk(tmp_path, temporary, passes, keep_num_threads, monkeypatch):
-    """Groups that come while others wait to be written are decoded again, and kept by a later pass."""
+    """Blocks that come while others wait to be written are decoded again, and kept by a later pass."""
     sl.set_num_threads(1)
     folder = write(tmp_path)
     expected = learned(folder, spool=False)
@@ -207,6 +207,39 @@ def test_what_is_damaged_while_it_is_written_is_told(tmp_path, temporary):
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(DataError, match=r"1\.parquet: "):
         sl.SoftmaxClassifier().fit(files, labels)
+
+
+def test_many_damaged_groups_leave_nothing_waiting(tmp_path, temporary, keep_num_threads):
+    """A group that is read takes no room before it has something to write: others would wait for it for ever."""
+    sl.set_num_threads(2)
+    files, labels = open_parquet(write(tmp_path), target="y")
+    (tmp_path / "1.parquet").unlink()
+    kept = spool.SpooledRows(files)
+    for _ in range(3):
+        for group in kept.groups[4:]:
+            with pytest.raises(DataError):
+                list(kept.blocks(group))
+    kept._writer.shutdown()
+    assert kept._room._value == spool._MOST_WAITING
+    with pytest.raises(DataError):
+        sl.SoftmaxClassifier().fit(files, labels)
+
+
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError])
+def test_what_could_not_be_written_is_not_there(tmp_path, temporary, keep_num_threads, monkeypatch, error):
+    """A thread that does not start, and one that fails."""
+    folder = write(tmp_path)
+    expected = learned(folder, spool=False)
+
+    def fails(*_):
+        raise error
+
+    if error is MemoryError:
+        monkeypatch.setattr(spool.os, "pwrite", fails)
+    else:
+        monkeypatch.setattr(threading.Thread, "start", fails)
+        sl.set_num_threads(1)
+    assert_the_same(learned(folder, spool=True), expected)
 
 
 def test_an_interrupted_fit_gives_the_room_back(tmp_path, temporary, monkeypatch):

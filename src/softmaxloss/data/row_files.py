@@ -281,6 +281,8 @@ def _width(path: Path, name: str, kind: pa.DataType) -> int:
         first = next(file.iter_batches(1, columns=[name]), None)
     if first is None or not first.num_rows or not first.column(0)[0].is_valid:
         raise DataError(f"{path}: column {name!r} has no list in its first row")
+    if not len(first.column(0)[0]):
+        raise DataError(f"{path}: column {name!r} has a list of no numbers in its first row")
     return len(first.column(0)[0])
 
 

@@ -23,8 +23,8 @@ __all__ = ["NoRoomError", "SpooledRows"]
 # Of the folder's free space a fit leaves some to others.
 _SHARE_OF_FREE = 0.9
 
-# So many blocks may wait for the disk. A group that begins while they do is not kept yet, but decoded again by the next
-# pass, so that the disk works while the fit computes, and the fit does not wait for it.
+# So many blocks may wait for the disk. What comes while they do is not kept yet, but decoded again by the next pass, so
+# that the disk works while the fit computes, and the fit does not wait for it.
 _MOST_WAITING = 4
 
 
@@ -35,7 +35,7 @@ class NoRoomError(Exception):
 class SpooledRows:
     """The rows of a `RowFiles` in the same groups and blocks, so that all sums have the same bits.
 
-    A group is written while it is read for the first time, as far as the disk keeps up; when it is there, it is mapped.
+    Blocks are written as they are read, as far as the disk keeps up; when all of a group are there, they are mapped.
     The file has no name from the start (or, where the system cannot do that, loses it at once): whatever becomes of the
     process, the system takes it back with the last who has it open.
 
@@ -53,14 +53,14 @@ class SpooledRows:
     def __init__(self, files: RowFiles) -> None:
         self.shape, self.dtype, self.groups, self.columns = files.shape, files.dtype, files.groups, files.columns
         self._files = files
-        self._blocks: dict[int, list[slice]] = {}  # of the groups that are there, by their first rows
-        self._is_there = np.zeros(len(files), bool)
+        self._blocks: dict[int, list[slice]] = {}  # of the groups that were read, by their first rows
+        self._is_there = np.zeros(len(files), bool)  # each row
         self._takes_more = True
         self._room = threading.Semaphore(_MOST_WAITING)
         needed = files.shape[0] * files.shape[1] * files.dtype.itemsize
         try:
             folder = tempfile.gettempdir()
-            if _is_in_memory(folder) or needed > _SHARE_OF_FREE * shutil.disk_usage(folder).free:
+            if not needed or _is_in_memory(folder) or needed > _SHARE_OF_FREE * shutil.disk_usage(folder).free:
                 raise NoRoomError
             self._file = tempfile.TemporaryFile(dir=folder, prefix="softmaxloss-", buffering=0)  # noqa: SIM115
             weakref.finalize(self, self._file.close)
@@ -74,13 +74,12 @@ class SpooledRows:
     def blocks(self, group: RowGroup | None = None) -> Iterator[tuple[int, NDArray[np.floating]]]:
         """Yield blocks as `RowFiles.blocks` does; those that are there are mapped, and read-only."""
         for one in self.groups if group is None else [group]:
-            if one.start in self._blocks:
-                for rows in self._blocks[one.start]:
+            blocks = self._blocks.get(one.start)
+            if blocks and self._is_there[blocks[0].start : blocks[-1].stop].all():
+                for rows in blocks:
                     yield rows.start, self._rows[rows]
-            elif self._takes_more and self._room.acquire(blocking=False):
-                yield from self._keeping(one)
             else:
-                yield from self._files.blocks(one)
+                yield from self._keeping(one)
 
     def read(self, rows: NDArray[np.intp]) -> NDArray[np.floating]:
         """Read some rows into memory, whatever their order."""
@@ -92,33 +91,31 @@ class SpooledRows:
         return features
 
     def _keeping(self, group: RowGroup) -> Iterator[tuple[int, NDArray[np.floating]]]:
-        """Yield the blocks of a group, and have them written; there is room for the first."""
+        """Yield the blocks of a group from the files, and have those written that the writer has room for."""
         blocks: list[slice] = []
         for start, X in self._files.blocks(group):
-            if blocks:
-                self._room.acquire()
-            blocks.append(slice(start, start + len(X)))
-            self._writer.submit(self._write, blocks[-1], X)
+            rows = slice(start, start + len(X))
+            blocks.append(rows)
+            if self._takes_more and not self._is_there[start] and self._room.acquire(blocking=False):
+                try:
+                    self._writer.submit(self._write, rows, X)
+                except RuntimeError:  # no thread can be started, or the interpreter is ending
+                    self._takes_more = False
             yield start, X
-        self._writer.submit(self._found, group, blocks)
+        self._blocks[group.start] = blocks
 
     def _write(self, rows: slice, X: NDArray[np.floating]) -> None:
         try:
             position = rows.start * self.shape[1] * self.dtype.itemsize
             rest = np.ascontiguousarray(X).data.cast("B")
-            while self._takes_more and len(rest):
+            while len(rest):
                 written = os.pwrite(self._file.fileno(), rest, position)
                 position, rest = position + written, rest[written:]
+            self._is_there[rows] = True
         except OSError:  # the disk is full, now that others have written too
             self._takes_more = False
         finally:
             self._room.release()
-
-    def _found(self, group: RowGroup, blocks: list[slice]) -> None:
-        """Have a group mapped from now on."""
-        if self._takes_more:
-            self._is_there[blocks[0].start : blocks[-1].stop] = True
-            self._blocks[group.start] = blocks
 
 
 def _is_in_memory(folder: str) -> bool:
@@ -126,7 +123,7 @@ def _is_in_memory(folder: str) -> bool:
     device = Path(folder).stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     try:
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        mounts = Path("/proc/self/mountinfo").read_text(errors="replace").strip().split("\n")
     except OSError:  # not Linux: there, temporary folders are on disks
         return False
     # "36 35 98:0 /root /mount options [fields] - type source options"
