@@ -1,8 +1,8 @@
 """A fit on files that may be larger than memory: the peak of its anonymous memory, and its time beside arrays.
 
-The same rows lie in one NPY file, which is mapped, and in Parquet files, which are decoded once into a temporary file
-or in each pass. Anonymous memory (RssAnon) is what the process holds of its own; pages of files that are mapped or
-cached are the system's, to be given up at any time.
+The same rows lie in one NPY file, which is mapped, and in Parquet files, which are kept decoded in a temporary file
+or decoded in each pass. Anonymous memory (RssAnon) is what the process holds of its own; pages of files that are mapped
+or cached are the system's, to be given up at any time.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ import sys
 
 import pytest
 
+# No test can bring an emulator; `.ci/run` installs one, so that these are not skipped there.
 QEMU = shutil.which("qemu-x86_64")
-FIRST_WITH_AVX = (7, 2)
+FIRST_WITH_AVX = (7, 2)  # older ones have no processor to emulate that has AVX2
 
 COMPUTE = """
 import sys
@@ -55,7 +56,7 @@ def qemu_version():
     return tuple(map(int, re.search(r"version (\d+)\.(\d+)", text).groups()))
 
 
-@pytest.mark.skipif(QEMU is None or platform.machine() != "x86_64", reason="needs qemu-x86_64")
+@pytest.mark.skipif(QEMU is None or platform.machine() != "x86_64", reason="needs qemu-x86_64, on x86-64")
 @pytest.mark.parametrize(("processor", "instruction_sets"), [("Nehalem", "baseline"), ("Haswell", "avx2 baseline")])
 def test_kernels(processor, instruction_sets):
     if "avx2" in instruction_sets and qemu_version() < FIRST_WITH_AVX:
