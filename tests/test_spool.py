@@ -1,5 +1,6 @@
 """Rows kept decoded in a temporary file: the same bits, no name, no need of it where the disk lacks room or time."""
 
+import copy
 import errno
 import gc
 import os
@@ -104,6 +105,57 @@ def test_a_fit_is_the_same_to_the_bit(tmp_path, temporary, passes, keep_num_thre
         assert_the_same(spooled, learned(folder, spool=False, only=only, tol=1e-3))
         assert len(passes) > 40
         passes.clear()
+
+
+@pytest.mark.usefixtures("written_at_once")
+def test_what_is_kept_serves_other_fits_and_predictions(tmp_path, temporary, passes):
+    folder = write(tmp_path)
+    expected = learned(folder, spool=False, C=0.1)
+    files, labels = open_parquet(folder, target="y")
+    classifier = sl.SoftmaxClassifier(tol=1e-8, C=10.0).fit(files, labels)
+    passes.clear()
+    classifier.set_params(C=0.1).fit(files, labels)
+    assert_the_same([classifier.coef_, classifier.intercept_, np.array(classifier.loss_curve_)], expected)
+    found = classifier.predict_proba(files)
+    assert passes == []
+    np.testing.assert_array_equal(found, classifier.predict_proba(open_parquet(folder, target="y")[0]))
+    assert len(passes) == 8
+    for other in (copy.copy(files), files.only(np.arange(ROWS))):  # other files, for all that is known
+        passes.clear()
+        sl.SoftmaxClassifier().fit(other, labels)
+        assert len(passes) == 8
+
+
+@pytest.mark.parametrize("change", ["content", "gone", "no spool"])
+@pytest.mark.usefixtures("written_at_once")
+def test_what_is_kept_is_of_files_as_they_are(tmp_path, temporary, passes, change):
+    folder = write(tmp_path)
+    files, labels = open_parquet(folder, target="y")
+    classifier = sl.SoftmaxClassifier().fit(files, labels)
+    path, before = folder / "1.parquet", classifier.predict_proba(files)
+    if change == "gone":
+        path.unlink()
+        for refused in (classifier.predict_proba, lambda X: classifier.fit(X, labels)):
+            with pytest.raises(DataError, match=r"1\.parquet: "):
+                refused(files)
+        return
+    if change == "no spool":
+        files.spool = False
+        passes.clear()
+        np.testing.assert_array_equal(classifier.predict_proba(files), before)
+        assert len(passes) == 8
+        return
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(0, "x0", pa.array(table["x0"].to_numpy() + 1.0)), path, row_group_size=200)
+    changed = classifier.predict_proba(files)
+    assert np.array_equal(changed[: ROWS // 2], before[: ROWS // 2])
+    assert not np.any(np.all(changed[ROWS // 2 :] == before[ROWS // 2 :], axis=1))
+    for _ in range(2):
+        passes.clear()
+        classifier.fit(files, labels)
+    assert passes == []
+    expected = sl.SoftmaxClassifier().fit(*open_parquet(folder, target="y", spool=False))
+    np.testing.assert_array_equal(classifier.coef_, expected.coef_)
 
 
 def test_a_fit_does_not_wait_for_the_disk(tmp_path, temporary, passes, keep_num_threads, monkeypatch):
@@ -242,7 +294,10 @@ def test_what_could_not_be_written_is_not_there(tmp_path, temporary, keep_num_th
     assert_the_same(learned(folder, spool=True), expected)
 
 
-def test_an_interrupted_fit_gives_the_room_back(tmp_path, temporary, monkeypatch):
+@pytest.mark.parametrize("is_fitted_again", [False, True])
+def test_the_room_is_given_back_with_the_files_by_interrupted_fits_too(
+    tmp_path, temporary, monkeypatch, is_fitted_again
+):
     folder = write(tmp_path)
     files, labels = open_parquet(folder, target="y")
     opened = []
@@ -252,11 +307,15 @@ def test_an_interrupted_fit_gives_the_room_back(tmp_path, temporary, monkeypatch
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(file_rows, "_count_missing", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
+        patch.setattr(file_rows, "_count_missing", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            sl.SoftmaxClassifier().fit(files, labels)
+    if is_fitted_again:
         sl.SoftmaxClassifier().fit(files, labels)
     assert len(opened) == 1
     file = weakref.ref(opened.pop())
+    del files
     gc.collect()
     assert file() is None
 

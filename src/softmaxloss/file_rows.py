@@ -11,7 +11,7 @@ import numpy.typing as npt
 from softmaxloss.data.files import DataError
 from softmaxloss.data.parquet_files import RowGroup
 from softmaxloss.data.row_files import RowFiles
-from softmaxloss.data.spool import NoRoomError, SpooledRows
+from softmaxloss.data.spool import SpooledRows, as_kept, kept
 from softmaxloss.rows import LoneThreads, Rows, Sums, Vector, add, blas, sampled
 from softmaxloss.runtime import get_num_threads
 from softmaxloss.sources import Learnable, encode, row_weights
@@ -89,7 +89,7 @@ def rows_of_files(estimator: Any, X: RowFiles, y: Any, sample_weight: Any) -> Le
         raise ValueError(f"y has shape {y.shape} and X {len(X)} rows: give one label for each row")
     classes, codes = encode(y)
     weights = row_weights(sample_weight, estimator.class_weight, classes, codes)
-    source = FileRows(_spooled(X) if X.spool else X, codes, weights / weights.mean())
+    source = FileRows(kept(X), codes, weights / weights.mean())
     (bad,) = source.total(_count_missing)
     if bad:
         raise _missing(X)
@@ -112,7 +112,7 @@ def predicted_of_files(estimator: Any, method: str, X: RowFiles) -> npt.NDArray[
     if not len(X):
         raise ValueError(f"X has no rows, in {X!r}: there is nothing to predict")
     found: npt.NDArray[Any] | None = None
-    for start, block in X.blocks():
+    for start, block in as_kept(X).blocks():
         try:
             of_block = getattr(estimator, method)(block)
         except ValueError:
@@ -123,14 +123,6 @@ def predicted_of_files(estimator: Any, method: str, X: RowFiles) -> npt.NDArray[
             found = np.empty((len(X), *of_block.shape[1:]), of_block.dtype)
         found[start : start + len(block)] = of_block
     return np.asarray(found)
-
-
-def _spooled(X: RowFiles) -> RowFiles | SpooledRows:
-    """Return rows that are decoded into a temporary file; as they are where it has no room."""
-    try:
-        return SpooledRows(X)
-    except NoRoomError:
-        return X
 
 
 def _of_each(groups: list[RowGroup], function: Callable[[RowGroup], Any]) -> Iterator[Any]:

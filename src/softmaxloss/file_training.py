@@ -17,6 +17,7 @@ from softmaxloss.data.datasets import Dataset, Layout, features_frame, table_dat
 from softmaxloss.data.files import DataError, listed
 from softmaxloss.data.parquet_files import ParquetRows, labels_of_files, parquet_paths, row_groups
 from softmaxloss.data.row_files import RowFiles
+from softmaxloss.data.spool import as_kept
 from softmaxloss.data.tables import Table
 from softmaxloss.progress import counted
 from softmaxloss.rows import spread
@@ -141,7 +142,7 @@ def evaluate_files(model: Model, files: RowFiles, labels: NDArray[Any]) -> Evalu
     names = [str(name) for name in classes]
 
     def parts() -> Iterator[Evaluation]:
-        for start, X in counted(files.blocks(), len(files), "evaluating"):
+        for start, X in counted(as_kept(files).blocks(), len(files), "evaluating"):
             codes = np.searchsorted(classes, labels[start : start + len(X)])
             yield evaluate(model.classifier.predict_log_proba(X), codes, class_names=names, first_row=start)
 

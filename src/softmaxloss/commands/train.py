@@ -147,10 +147,11 @@ def train(
     if in_files:
         with naming(dataset.source):
             dataset = prepare_files(pipeline, dataset, train_rows)
-    seconds = _fit(model, dataset, train_rows)
-    parts = {"train": _measured(model, dataset, train_rows)}
+    learned = dataset.rows(train_rows)  # once: what is decoded for the fit serves the evaluation too
+    seconds = _fit(model, dataset, *learned)
+    parts = {"train": _measured(model, *learned)}
     if len(test_rows):
-        parts["test"] = _measured(model, dataset, test_rows)
+        parts["test"] = _measured(model, *dataset.rows(test_rows))
     save_model(path, model)
     _print_training(model, dataset, parts, seconds)
     typer.echo(f"saved {path}")
@@ -235,9 +236,8 @@ def _check_checkpoint(checkpoint: Path | None, resume: bool) -> None:
         raise DataError(f"{checkpoint}: there is no checkpoint to resume from; leave out --resume to begin anew")
 
 
-def _fit(model: Model, dataset: Dataset, rows: Any) -> float:
+def _fit(model: Model, dataset: Dataset, features: Any, labels: Any) -> float:
     """Fit the model's pipeline and give the seconds it took."""
-    features, labels = dataset.rows(rows)
     start = time.perf_counter()
     with naming(dataset.source):
         # What comes before the classifier is fitted to rows in files already.
@@ -249,12 +249,11 @@ def _are_in_files(features: Any) -> bool:
     return type(features).__module__ == "softmaxloss.data.row_files"
 
 
-def _measured(model: Model, dataset: Dataset, rows: Any) -> Evaluation:
+def _measured(model: Model, features: Any, labels: Any) -> Evaluation:
     import numpy as np
 
     from softmaxloss.evaluation import evaluate
 
-    features, labels = dataset.rows(rows)
     if _are_in_files(features):
         from softmaxloss.file_training import evaluate_files
 

@@ -67,7 +67,7 @@ class RowFiles:
     chosen : array of integers in ascending order, optional
         The rows that count; all of them unless said.
     spool : bool, default=True
-        Whether a fit may keep the converted rows in a temporary file, where the disk has room: see `open_parquet`.
+        Whether fits may keep the converted rows in a temporary file, where the disk has room: see `open_parquet`.
 
     Attributes
     ----------
@@ -201,9 +201,10 @@ def open_parquet(
         The columns with the features, numbers or lists of equally many numbers; all others unless said.
     spool : bool, default=True
         Whether a fit keeps what it decodes in a temporary file of ``rows * features * itemsize`` bytes that later
-        passes map, rather than decode the files in every pass. It lies in `tempfile.gettempdir`, which the environment
-        variable TMPDIR says, has no name and is gone with the fit, however that ends. Where that folder is in memory or
-        has not the room, each pass decodes. The fit is the same to the bit.
+        passes map, those of other fits and predictions of this X too, rather than decode the files in every pass. It
+        lies in `tempfile.gettempdir`, which the environment variable TMPDIR says, has no name and is gone with X,
+        however the process ends; after a file has changed, all are decoded anew. Where that folder is in memory or has
+        not the room, each pass decodes. The fit is the same to the bit.
 
     Returns
     -------

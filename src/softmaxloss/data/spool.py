@@ -1,14 +1,15 @@
-"""Rows of files, decoded into a temporary file that later passes of a fit map into memory."""
+"""Rows of files, decoded into a temporary file that later passes map into memory."""
 
 from __future__ import annotations
 
+import copy
 import mmap
 import os
 import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 from softmaxloss.data.parquet_files import RowGroup
 from softmaxloss.data.row_files import RowFiles
 
-__all__ = ["NoRoomError", "SpooledRows"]
+__all__ = ["SpooledRows", "as_kept", "kept"]
 
-# Of the folder's free space a fit leaves some to others.
+# Of the folder's free space some is left to others.
 _SHARE_OF_FREE = 0.9
 
 # So many blocks may wait for the disk. What comes while they do is not kept yet, but decoded again by the next pass, so
@@ -30,6 +31,26 @@ _MOST_WAITING = 4
 
 class NoRoomError(Exception):
     """The temporary folder does not take the rows; each pass is to read them where they are."""
+
+
+def kept(files: RowFiles) -> RowFiles | SpooledRows:
+    """Return rows that are kept decoded as long as `files` itself is, if it says so and the temporary folder has room.
+
+    Those that were kept before are thrown away where a file has changed since.
+    """
+    known = as_kept(files)
+    if files.spool and known is files:
+        try:
+            known = _known[files] = SpooledRows(files)
+        except NoRoomError:
+            _known.pop(files, None)
+    return known
+
+
+def as_kept(files: RowFiles) -> RowFiles | SpooledRows:
+    """Return the rows as they are kept, if they are; else as they lie in the files."""
+    known = _known.get(files)
+    return known if files.spool and known is not None and known.is_of_today() else files
 
 
 class SpooledRows:
@@ -52,7 +73,8 @@ class SpooledRows:
 
     def __init__(self, files: RowFiles) -> None:
         self.shape, self.dtype, self.groups, self.columns = files.shape, files.dtype, files.groups, files.columns
-        self._files = files
+        self._files = copy.copy(files)  # what it is known by goes before it does
+        self._versions = _versions(files)
         self._blocks: dict[int, list[slice]] = {}  # of the groups that were read, by their first rows
         self._is_there = np.zeros(len(files), bool)  # each row
         self._takes_more = True
@@ -70,6 +92,10 @@ class SpooledRows:
             raise NoRoomError from error
         self._rows: NDArray[np.floating] = np.frombuffer(mapped, self.dtype).reshape(self.shape)
         self._writer = ThreadPoolExecutor(1, "softmaxloss-spool")
+
+    def is_of_today(self) -> bool:
+        """Tell whether no file has changed since."""
+        return self._versions == _versions(self._files)
 
     def blocks(self, group: RowGroup | None = None) -> Iterator[tuple[int, NDArray[np.floating]]]:
         """Yield blocks as `RowFiles.blocks` does; those that are there are mapped, and read-only."""
@@ -116,6 +142,23 @@ class SpooledRows:
             self._takes_more = False
         finally:
             self._room.release()
+
+
+# What is kept of files that are in use.
+_known: MutableMapping[RowFiles, SpooledRows] = weakref.WeakKeyDictionary()
+
+
+def _versions(files: RowFiles) -> list[tuple[int, ...] | None]:
+    """Return what changes where a file does; None of one that is gone."""
+
+    def version(path: Path) -> tuple[int, ...] | None:
+        try:
+            found = path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+    return [version(path) for path in sorted({group.path for group in files.groups})]
 
 
 def _is_in_memory(folder: str) -> bool:
