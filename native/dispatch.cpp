@@ -13,19 +13,26 @@ struct InstructionSet {
   Kernels<double> f64;
 };
 
+#if defined(SOFTMAXLOSS_HAS_avx2) || defined(SOFTMAXLOSS_HAS_avx512)
+bool has_avx2() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+#endif
+
 // Those of this processor, the best first. Of another one nothing is called, not even what returns its kernels: that is
 // compiled with its instructions too.
 const std::vector<InstructionSet>& instruction_sets() {
   static const std::vector<InstructionSet> sets = [] {
     std::vector<InstructionSet> supported;
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq"))
-      supported.push_back({"avx512", avx512::float_kernels(), avx512::double_kernels()});
-    if (avx2) supported.push_back({"avx2", avx2::float_kernels(), avx2::double_kernels()});
+#if defined(SOFTMAXLOSS_HAS_avx512)
+    if (has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq"))
+      supported.push_back({"avx512", avx512::kernels<float>(), avx512::kernels<double>()});
 #endif
-    supported.push_back({"baseline", baseline::float_kernels(), baseline::double_kernels()});
+#if defined(SOFTMAXLOSS_HAS_avx2)
+    if (has_avx2()) supported.push_back({"avx2", avx2::kernels<float>(), avx2::kernels<double>()});
+#endif
+    supported.push_back({"baseline", baseline::kernels<float>(), baseline::kernels<double>()});
     return supported;
   }();
   return sets;

@@ -3,16 +3,18 @@
 
 #include "problem.hpp"
 
-#define SOFTMAXLOSS_DECLARE(isa)    \
-  namespace softmaxloss::isa {      \
-  Kernels<float> float_kernels();   \
-  Kernels<double> double_kernels(); \
+#define SOFTMAXLOSS_DECLARE(isa) \
+  namespace softmaxloss::isa {   \
+  template <class T>             \
+  Kernels<T> kernels();          \
+  template <>                    \
+  Kernels<float> kernels();      \
+  template <>                    \
+  Kernels<double> kernels();     \
   }
 
 SOFTMAXLOSS_DECLARE(baseline)
-#if defined(__x86_64__)
 SOFTMAXLOSS_DECLARE(avx2)
 SOFTMAXLOSS_DECLARE(avx512)
-#endif
 
 #undef SOFTMAXLOSS_DECLARE

@@ -1,4 +1,5 @@
-// The kernels of one instruction set: this file is compiled once for each, with SOFTMAXLOSS_ISA naming it.
+// The kernels of one instruction set for one type: this file is compiled once for each pair, with SOFTMAXLOSS_ISA and
+// SOFTMAXLOSS_NUMBER naming them.
 #include "class_blocks.hpp"
 #include "distributions.hpp"
 #include "hessian_rows.hpp"
@@ -35,7 +36,9 @@ constexpr Kernels<T> kKernels = {contiguous_loss<T>,
                                  add_scaled<T>,
                                  add_columns<T>};
 
-Kernels<float> float_kernels() { return kKernels<float>; }
-Kernels<double> double_kernels() { return kKernels<double>; }
+template <>
+Kernels<SOFTMAXLOSS_NUMBER> kernels() {
+  return kKernels<SOFTMAXLOSS_NUMBER>;
+}
 
 }  // namespace softmaxloss::SOFTMAXLOSS_ISA
