@@ -135,7 +135,9 @@ def test_many_classes(kind, classes, instruction_set):
     assert_within_bound(logits, np.argmax(logits, axis=1))
 
 
-@pytest.mark.parametrize("kind", [ordinary, constant, confident, late_maximum])
+@pytest.mark.parametrize(
+    "kind", [ordinary, late_maximum, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (constant, confident))]
+)
 def test_131072_classes(kind):
     rng = np.random.default_rng(0)
     logits = kind(rng, 1, 131072).astype(np.float32)

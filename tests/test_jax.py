@@ -33,6 +33,14 @@ def served(request, monkeypatch):
     return request.param
 
 
+# Of what takes long to compile: in plain JAX only where slow tests are asked for.
+plain_is_slow = pytest.mark.parametrize(
+    "served",
+    [pytest.param("kernels", marks=kernels_serve), pytest.param("plain", marks=pytest.mark.slow)],
+    indirect=True,
+)
+
+
 @pytest.fixture
 def x64():
     with jax.enable_x64(True):
@@ -201,6 +209,7 @@ def assert_like_optax(ours, theirs, logits, *arguments):
     assert np.isfinite(grad).all()
 
 
+@plain_is_slow
 def test_agrees_with_optax(served):
     optax = pytest.importorskip("optax")
 
@@ -217,6 +226,7 @@ def test_agrees_with_optax(served):
     )
 
 
+@plain_is_slow
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_agrees_with_optax_along_any_axis(axis, served):
     optax = pytest.importorskip("optax")
@@ -233,6 +243,7 @@ def test_agrees_with_optax_along_any_axis(axis, served):
         assert_like_optax(ours, functools.partial(theirs, axis=axis), logits, y)
 
 
+@plain_is_slow
 @pytest.mark.parametrize("epsilon", [-2.0, 0.0, 0.15, 2.0])
 def test_agrees_with_optax_poly_loss(epsilon, served):
     optax = pytest.importorskip("optax")

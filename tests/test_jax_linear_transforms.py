@@ -374,7 +374,9 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("kernels", [pytest.param(True, marks=kernels_serve), False])
+@pytest.mark.parametrize(
+    "kernels", [pytest.param(True, marks=kernels_serve), pytest.param(False, marks=pytest.mark.slow)]
+)
 def test_shards(kernels):
     result = subprocess.run(
         [sys.executable, "-c", SHARDED % kernels],

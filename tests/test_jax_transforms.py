@@ -36,6 +36,14 @@ def served(request, monkeypatch):
     return request.param
 
 
+# Of what takes long to compile: in plain JAX only where slow tests are asked for.
+plain_is_slow = pytest.mark.parametrize(
+    "served",
+    [pytest.param("kernels", marks=kernels_serve), pytest.param("plain", marks=pytest.mark.slow)],
+    indirect=True,
+)
+
+
 def draw(*shape):
     return np.random.default_rng(sum(shape)).standard_normal(shape)
 
@@ -64,6 +72,7 @@ def problem(soft):
 # Derivatives by the logits
 
 
+@plain_is_slow
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("soft", [False, True], ids=["index", "soft"])
 def test_derivatives_of_two_orders_in_both_modes(soft, reduction, served):
@@ -108,6 +117,7 @@ def test_a_second_derivative_is_one_call_of_the_kernel():
     np.testing.assert_array_equal(jax.jit(product)(z, z), sl.hessian_vector_product(np.asarray(z), np.asarray(y), z))
 
 
+@plain_is_slow
 def test_a_third_derivative(served):
     z, y = jnp.asarray(draw(2, 3)), jnp.asarray(draw_labels(2, classes=3))
 
@@ -152,6 +162,7 @@ def test_focal_derivatives_of_certain_rows_are_numbers(gamma, served):
 # Derivatives by everything else
 
 
+@plain_is_slow
 @pytest.mark.parametrize("soft", [False, True], ids=["index", "soft"])
 def test_derivatives_by_labels_weights_and_bias(soft, served):
     logits, labels, options = problem(soft)
@@ -205,6 +216,7 @@ def test_vmap_of_any_arguments(reduction):
                 np.testing.assert_allclose(one[i], other, rtol=1e-14, atol=0)
 
 
+@plain_is_slow
 def test_vmap_of_derivatives(served):
     z, y = jnp.asarray(draw(2, 3, 4, 5)), jnp.asarray(draw_labels(3, 4))
     gradient = jax.grad(sl.softmax_cross_entropy)
@@ -244,6 +256,7 @@ def test_many_small_batches_in_parallel(keep_num_threads):
 # Loops, checkpoints, shards
 
 
+@plain_is_slow
 def test_scan_and_checkpoint(served):
     xs, ys, weight = jnp.asarray(draw(3, 6, 4)), jnp.asarray(draw_labels(3, 6)), jnp.asarray(draw(4, 5))
 
@@ -323,6 +336,7 @@ def test_shards(kernels):
 # The pieces
 
 
+@plain_is_slow
 @pytest.mark.parametrize("function", [sl.softmax, sl.log_softmax, sl.logsumexp])
 def test_derivatives_of_softmax_and_logsumexp(function, served):
     z = jnp.asarray(draw(3, 4))

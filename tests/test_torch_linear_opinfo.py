@@ -28,7 +28,7 @@ if theirs is None:
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 
 OPS = {op.variant_test_name or "plain": op for op in op_db if op.name == "nn.functional.linear_cross_entropy"}
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
 REDUCTIONS = ["mean", "sum", "none"]
 
 
@@ -100,10 +100,17 @@ def distinct_samples():
     return list(seen.values())
 
 
-@pytest.mark.parametrize("number", range(len(distinct_samples())))
-def test_samples_differentiate_every_way(number):
+def of_every_way():
+    """Return each distinct sample: with options only that of rows and that of most dimensions are quick."""
+    for sample in distinct_samples():
+        hidden, weight, _, options = sample
+        is_quick = not options or (hidden.ndim, weight.ndim) in ((2, 2), (2, 5))
+        yield pytest.param(*sample, marks=() if is_quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("hidden", "weight", "target", "options"), list(of_every_way()))
+def test_samples_differentiate_every_way(hidden, weight, target, options):
     """As PyTorch tests its own: backward, forward mode, batches of either, and backward of backward."""
-    hidden, weight, target, options = distinct_samples()[number]
     leaves = leaves_of(hidden, weight, target, options)
     soft, biased = target.requires_grad, "linear_bias" in options
 
@@ -144,7 +151,9 @@ SHAPES = {  # of input, linear_weight
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16], ids=str
+)
 @pytest.mark.parametrize(("rows", "shape"), SHAPES.values(), ids=SHAPES)
 def test_beyond_the_samples(rows, shape, dtype):
     """Every kind of shapes that PyTorch takes, with its options in product, in one block and in many."""
