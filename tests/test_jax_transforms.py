@@ -336,7 +336,6 @@ def test_shards(kernels):
 # The pieces
 
 
-@plain_is_slow
 @pytest.mark.parametrize("function", [sl.softmax, sl.log_softmax, sl.logsumexp])
 def test_derivatives_of_softmax_and_logsumexp(function, served):
     z = jnp.asarray(draw(3, 4))

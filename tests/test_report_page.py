@@ -188,8 +188,9 @@ def test_a_figure_drawn_again_is_the_same(opened):
 
 @pytest.mark.parametrize("name", ["evaluation", "comparison", "names", "pair of names", "infinite", "many"])
 def test_nothing_overflows(opened, name):
-    for width in (375, 1280) if name == "evaluation" else (375,):  # what is narrow enough fits a desktop too
-        page = opened(name, {"width": width, "height": 800})
+    page = opened(name, {"width": 375, "height": 800})
+    for width in (375, 1280):
+        page.set_viewport_size({"width": width, "height": 800})
         for _ in range(2):
             open_tables(page)
             assert page.evaluate("document.documentElement.scrollWidth") <= width

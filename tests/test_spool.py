@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,9 @@ def written_at_once(monkeypatch):
         def submit(self, function, *arguments):
             function(*arguments)
 
+        def shutdown(self, *, wait):
+            pass
+
     monkeypatch.setattr(spool, "ThreadPoolExecutor", AtOnce)
 
 
@@ -126,36 +130,103 @@ def test_what_is_kept_serves_other_fits_and_predictions(tmp_path, temporary, pas
         assert len(passes) == 8
 
 
-@pytest.mark.parametrize("change", ["content", "gone", "no spool"])
+def replaced(path):
+    """Have another file of equal size and time where one was."""
+    before = path.stat()
+    table = pq.read_table(path)
+    changed = table.set_column(0, "x0", pa.array(table["x0"].to_numpy()[::-1]))
+    pq.write_table(changed, path.with_suffix(".new"), row_group_size=200)
+    path.write_bytes(path.with_suffix(".new").read_bytes())
+    path.with_suffix(".new").unlink()
+    assert path.stat().st_size == before.st_size
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", [Path.unlink, replaced], ids=["gone", "replaced"])
 @pytest.mark.usefixtures("written_at_once")
-def test_what_is_kept_is_of_files_as_they_are(tmp_path, temporary, passes, change):
+def test_files_that_have_changed_are_refused(tmp_path, temporary, change):
     folder = write(tmp_path)
     files, labels = open_parquet(folder, target="y")
     classifier = sl.SoftmaxClassifier().fit(files, labels)
-    path, before = folder / "1.parquet", classifier.predict_proba(files)
-    if change == "gone":
-        path.unlink()
-        for refused in (classifier.predict_proba, lambda X: classifier.fit(X, labels)):
-            with pytest.raises(DataError, match=r"1\.parquet: "):
-                refused(files)
-        return
-    if change == "no spool":
-        files.spool = False
+    change(folder / "1.parquet")
+    said = "has changed since it was opened" if change is replaced else "No such file"
+    for X in (files, files.only(np.arange(ROWS))):
+        for call in (classifier.predict_proba, lambda X: classifier.fit(X, labels)):
+            with pytest.raises(DataError, match=rf"1\.parquet: .*{said}"):
+                call(X)
+            assert X not in spool._known
+    again = open_parquet(folder / "0.parquet", target="y")
+    sl.SoftmaxClassifier().fit(*again)
+
+
+@pytest.mark.usefixtures("written_at_once")
+def test_what_is_kept_is_given_up_where_it_is_asked_not_to_be(tmp_path, temporary, passes):
+    files, labels = open_parquet(write(tmp_path), target="y")
+    classifier = sl.SoftmaxClassifier().fit(files, labels)
+    before = classifier.predict_proba(files)
+    files.spool = False
+    passes.clear()
+    np.testing.assert_array_equal(classifier.predict_proba(files), before)
+    assert len(passes) == 8
+    assert files not in spool._known
+
+
+@pytest.mark.usefixtures("written_at_once")
+def test_a_disk_that_was_full_is_tried_again(tmp_path, temporary, passes, monkeypatch):
+    files, labels = open_parquet(write(tmp_path), target="y")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(spool.os, "pwrite", full)
+        sl.SoftmaxClassifier().fit(files, labels)
+    assert files not in spool._known
+    for expected in (8, 0):
         passes.clear()
-        np.testing.assert_array_equal(classifier.predict_proba(files), before)
-        assert len(passes) == 8
-        return
-    table = pq.read_table(path)
-    pq.write_table(table.set_column(0, "x0", pa.array(table["x0"].to_numpy() + 1.0)), path, row_group_size=200)
-    changed = classifier.predict_proba(files)
-    assert np.array_equal(changed[: ROWS // 2], before[: ROWS // 2])
-    assert not np.any(np.all(changed[ROWS // 2 :] == before[ROWS // 2 :], axis=1))
-    for _ in range(2):
-        passes.clear()
-        classifier.fit(files, labels)
-    assert passes == []
-    expected = sl.SoftmaxClassifier().fit(*open_parquet(folder, target="y", spool=False))
-    np.testing.assert_array_equal(classifier.coef_, expected.coef_)
+        sl.SoftmaxClassifier().fit(files, labels)
+        assert len(passes) == expected
+
+
+def test_fits_of_several_threads_share_one_copy(tmp_path, temporary, keep_num_threads):
+    sl.set_num_threads(2)
+    files, labels = open_parquet(write(tmp_path), target="y")
+    expected = learned(tmp_path, spool=False)
+    begin = threading.Barrier(4)
+
+    def fit(_):
+        begin.wait(60)
+        copy = spool.kept(files)
+        classifier = sl.SoftmaxClassifier(tol=1e-8).fit(files, labels)
+        return copy, [classifier.coef_, classifier.intercept_, np.array(classifier.loss_curve_)]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(fit, range(4)))
+    assert len({id(copy) for copy, _ in found}) == 1
+    for _, one in found:
+        assert_the_same(one, expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_process_has_a_copy_of_its_own(tmp_path, temporary, keep_num_threads):
+    """The thread that writes is the parent's."""
+    files, labels = open_parquet(write(tmp_path), target="y")
+    expected = sl.SoftmaxClassifier().fit(files, labels).coef_
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            first = files not in spool._known
+            found = sl.SoftmaxClassifier().fit(files, labels).coef_
+            spool._known[files]._writer.shutdown()
+            sl.SoftmaxClassifier().fit(files, labels)
+            spool._known[files]._writer.shutdown()
+            status = 0 if first and np.allclose(found, expected) and spool._known[files]._is_there.all() else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    np.testing.assert_array_equal(sl.SoftmaxClassifier().fit(files, labels).coef_, expected)
 
 
 def test_a_fit_does_not_wait_for_the_disk(tmp_path, temporary, passes, keep_num_threads, monkeypatch):

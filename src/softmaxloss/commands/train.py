@@ -150,6 +150,7 @@ def train(
     learned = dataset.rows(train_rows)  # once: what is decoded for the fit serves the evaluation too
     seconds = _fit(model, dataset, *learned)
     parts = {"train": _measured(model, *learned)}
+    del learned
     if len(test_rows):
         parts["test"] = _measured(model, *dataset.rows(test_rows))
     save_model(path, model)

@@ -16,7 +16,7 @@ from softmaxloss.data.columns import convert_text
 from softmaxloss.data.datasets import table_classes
 from softmaxloss.data.extremes import extreme, extreme_value
 from softmaxloss.data.files import DataError, check_input, known_suffix, listed
-from softmaxloss.data.parquet_files import RowGroup
+from softmaxloss.data.parquet_files import RowGroup, version_of
 from softmaxloss.data.row_files import RowFiles
 from softmaxloss.data.tables import TABLE_SUFFIXES, read_table
 
@@ -42,9 +42,10 @@ class ArrayRows:
     def __init__(self, path: Path, array: NDArray[Any]) -> None:
         self._array = array
         self.columns: list[str] = []  # they have no names
+        version = version_of(path)
         step = max(1, _GROUP_BYTES // (array.shape[1] * array.itemsize))
         self.groups = [
-            RowGroup(path, None, start // step, start, min(step, len(array) - start), start)
+            RowGroup(path, None, start // step, start, min(step, len(array) - start), start, version)
             for start in range(0, len(array), step)
         ]
 

@@ -17,13 +17,29 @@ from softmaxloss.data.classes import as_classes
 from softmaxloss.data.files import DataError, check_input, listed, one_line
 from softmaxloss.data.tables import Table
 
-__all__ = ["ParquetRows", "Paths", "RowGroup", "labels_of_files", "parquet_paths", "row_groups", "subject_of"]
+__all__ = [
+    "ParquetRows",
+    "Paths",
+    "RowGroup",
+    "Version",
+    "labels_of_files",
+    "parquet_paths",
+    "row_groups",
+    "subject_of",
+    "version_of",
+]
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
+# What changes where a file does.
+Version = tuple[int, ...]
+
 
 class RowGroup(NamedTuple):
-    """A part of a file that is read by itself, and where its rows begin: among those of all files, and in its own."""
+    """A part of a file that is read by itself, and where its rows begin: among those of all files, and in its own.
+
+    `version` is that of the file as it was opened.
+    """
 
     path: Path
     metadata: Any  # pyarrow.parquet.FileMetaData; None for other files
@@ -31,6 +47,7 @@ class RowGroup(NamedTuple):
     start: int
     rows: int
     first: int
+    version: Version
 
 
 class ParquetRows:
@@ -52,6 +69,8 @@ class ParquetRows:
         """Yield the rows of a group, so many at a time, with their columns in order."""
         row = group.first
         try:
+            if version_of(group.path) != group.version:
+                raise DataError(f"{group.path}: has changed since it was opened; open the files again")
             # Mapped, so that what is read is the system's to keep, and by pages: a row group may be large.
             with pq.ParquetFile(group.path, metadata=group.metadata, memory_map=True, pre_buffer=False) as file:
                 _announce(group)
@@ -104,6 +123,7 @@ def row_groups(files: Sequence[Path]) -> tuple[list[RowGroup], pa.Schema]:
     start, schema = 0, None
     for path in files:
         try:
+            version = version_of(path)
             with pq.ParquetFile(path) as file:
                 metadata, its = file.metadata, file.schema_arrow.remove_metadata()
         except (pa.ArrowException, OSError) as error:
@@ -117,7 +137,7 @@ def row_groups(files: Sequence[Path]) -> tuple[list[RowGroup], pa.Schema]:
         first = start
         for index in range(metadata.num_row_groups):
             rows = metadata.row_group(index).num_rows
-            groups.append(RowGroup(path, metadata, index, start, rows, start - first))
+            groups.append(RowGroup(path, metadata, index, start, rows, start - first, version))
             start += rows
     if schema is None or not start:
         raise DataError(f"{files[0] if files else 'no file'}: has columns but no rows")
@@ -125,6 +145,18 @@ def row_groups(files: Sequence[Path]) -> tuple[list[RowGroup], pa.Schema]:
     if twice:
         raise DataError(f"{files[0]}: more than one column is named {listed(twice)}; rename all but one")
     return groups, schema
+
+
+def version_of(path: Path) -> Version:
+    """Return what tells a file from what it may become, or be replaced by.
+
+    Raises
+    ------
+    OSError
+        There is no such file.
+    """
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def subject_of(files: Sequence[Path]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from softmaxloss.data.parquet_files import RowGroup
+from softmaxloss.data.parquet_files import RowGroup, version_of
 from softmaxloss.data.row_files import RowFiles
 
 __all__ = ["SpooledRows", "as_kept", "kept"]
@@ -34,23 +34,33 @@ class NoRoomError(Exception):
 
 
 def kept(files: RowFiles) -> RowFiles | SpooledRows:
-    """Return rows that are kept decoded as long as `files` itself is, if it says so and the temporary folder has room.
-
-    Those that were kept before are thrown away where a file has changed since.
-    """
-    known = as_kept(files)
-    if files.spool and known is files:
+    """Return rows that are kept decoded as long as `files` is, if it says so and the temporary folder has room."""
+    with _lock:  # two copies might not find the room that one does
+        known = as_kept(files)
+        if known is not files or not files.spool:
+            return known
         try:
-            known = _known[files] = SpooledRows(files)
+            made = SpooledRows(files)
         except NoRoomError:
-            _known.pop(files, None)
-    return known
+            return files
+        if made.is_of_use():
+            _known[files] = made
+        return made
 
 
 def as_kept(files: RowFiles) -> RowFiles | SpooledRows:
-    """Return the rows as they are kept, if they are; else as they lie in the files."""
+    """Return the rows as they are kept, if they are; else as they lie in the files.
+
+    Those that are no more of use are given up: of files that have changed, or are to be kept no more, or that the disk
+    did not take.
+    """
     known = _known.get(files)
-    return known if files.spool and known is not None and known.is_of_today() else files
+    if known is None:
+        return files
+    if files.spool and known.is_of_use():
+        return known
+    _known.pop(files, None)
+    return files
 
 
 class SpooledRows:
@@ -74,7 +84,8 @@ class SpooledRows:
     def __init__(self, files: RowFiles) -> None:
         self.shape, self.dtype, self.groups, self.columns = files.shape, files.dtype, files.groups, files.columns
         self._files = copy.copy(files)  # what it is known by goes before it does
-        self._versions = _versions(files)
+        self._versions = {(group.path, group.version) for group in files.groups}
+        self._left = len(files)  # rows to be written yet
         self._blocks: dict[int, list[slice]] = {}  # of the groups that were read, by their first rows
         self._is_there = np.zeros(len(files), bool)  # each row
         self._takes_more = True
@@ -93,9 +104,12 @@ class SpooledRows:
         self._rows: NDArray[np.floating] = np.frombuffer(mapped, self.dtype).reshape(self.shape)
         self._writer = ThreadPoolExecutor(1, "softmaxloss-spool")
 
-    def is_of_today(self) -> bool:
-        """Tell whether no file has changed since."""
-        return self._versions == _versions(self._files)
+    def is_of_use(self) -> bool:
+        """Tell whether what is there is that of the files, and what is not may still come."""
+        try:
+            return self._takes_more and all(version_of(path) == version for path, version in self._versions)
+        except OSError:  # a file is gone
+            return False
 
     def blocks(self, group: RowGroup | None = None) -> Iterator[tuple[int, NDArray[np.floating]]]:
         """Yield blocks as `RowFiles.blocks` does; those that are there are mapped, and read-only."""
@@ -126,7 +140,8 @@ class SpooledRows:
                 try:
                     self._writer.submit(self._write, rows, X)
                 except RuntimeError:  # no thread can be started, or the interpreter is ending
-                    self._takes_more = False
+                    self._room.release()
+                    self._give_up()
             yield start, X
         self._blocks[group.start] = blocks
 
@@ -137,28 +152,39 @@ class SpooledRows:
             while len(rest):
                 written = os.pwrite(self._file.fileno(), rest, position)
                 position, rest = position + written, rest[written:]
+            if not self._is_there[rows.start]:  # two passes may have met
+                self._left -= len(X)
             self._is_there[rows] = True
+            if not self._left:
+                self._writer.shutdown(wait=False)
         except OSError:  # the disk is full, now that others have written too
-            self._takes_more = False
+            self._give_up()
         finally:
             self._room.release()
 
+    def _give_up(self) -> None:
+        """Write no more, and let go of what is there with the fit that uses it, unless that is all."""
+        if not self._left:
+            return
+        self._takes_more = False
+        for files, known in list(_known.items()):
+            if known is self:
+                _known.pop(files, None)
 
-# What is kept of files that are in use.
+
+# What is kept of files that are in use. A forked process begins with nothing: the threads that write are not its.
 _known: MutableMapping[RowFiles, SpooledRows] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
 
 
-def _versions(files: RowFiles) -> list[tuple[int, ...] | None]:
-    """Return what changes where a file does; None of one that is gone."""
+def _begin_anew() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _known.clear()
 
-    def version(path: Path) -> tuple[int, ...] | None:
-        try:
-            found = path.stat()
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
-    return [version(path) for path in sorted({group.path for group in files.groups})]
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _is_in_memory(folder: str) -> bool:
