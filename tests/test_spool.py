@@ -130,33 +130,58 @@ def test_what_is_kept_serves_other_fits_and_predictions(tmp_path, temporary, pas
         assert len(passes) == 8
 
 
-def replaced(path):
-    """Have another file of equal size and time where one was."""
-    before = path.stat()
+def changed(path):
+    """Return the bytes of another file of the same size."""
     table = pq.read_table(path)
-    changed = table.set_column(0, "x0", pa.array(table["x0"].to_numpy()[::-1]))
-    pq.write_table(changed, path.with_suffix(".new"), row_group_size=200)
-    path.write_bytes(path.with_suffix(".new").read_bytes())
+    table = table.set_column(0, "x0", pa.array(table["x0"].to_numpy()[::-1]))
+    pq.write_table(table, path.with_suffix(".new"), row_group_size=200)
+    content = path.with_suffix(".new").read_bytes()
     path.with_suffix(".new").unlink()
-    assert path.stat().st_size == before.st_size
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert len(content) == path.stat().st_size
+    return content
 
 
-@pytest.mark.parametrize("change", [Path.unlink, replaced], ids=["gone", "replaced"])
+def replace(path):
+    content = changed(path)
+    path.rename(path.with_suffix(".old"))
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [(Path.unlink, "No such file"), (replace, "has changed since it was opened")]
+)
 @pytest.mark.usefixtures("written_at_once")
-def test_files_that_have_changed_are_refused(tmp_path, temporary, change):
+def test_files_that_have_changed_are_refused(tmp_path, temporary, change, said):
     folder = write(tmp_path)
     files, labels = open_parquet(folder, target="y")
     classifier = sl.SoftmaxClassifier().fit(files, labels)
     change(folder / "1.parquet")
-    said = "has changed since it was opened" if change is replaced else "No such file"
     for X in (files, files.only(np.arange(ROWS))):
         for call in (classifier.predict_proba, lambda X: classifier.fit(X, labels)):
             with pytest.raises(DataError, match=rf"1\.parquet: .*{said}"):
                 call(X)
             assert X not in spool._known
-    again = open_parquet(folder / "0.parquet", target="y")
-    sl.SoftmaxClassifier().fit(*again)
+    sl.SoftmaxClassifier().fit(*open_parquet(folder / "0.parquet", target="y"))
+
+
+@pytest.mark.parametrize("is_changed", [True, False])
+@pytest.mark.usefixtures("written_at_once")
+def test_what_is_kept_is_of_the_files_as_they_are(tmp_path, temporary, passes, is_changed):
+    """Whoever says that a file is as old as before: its own clock tells."""
+    folder = write(tmp_path)
+    files, labels = open_parquet(folder, target="y")
+    sl.SoftmaxClassifier().fit(files, labels)
+    path = folder / "1.parquet"
+    before = path.stat()
+    if is_changed:
+        path.write_bytes(changed(path))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    else:
+        path.chmod(0o400)
+    passes.clear()
+    found = sl.SoftmaxClassifier().fit(files, labels).coef_
+    assert len(passes) >= 8
+    np.testing.assert_array_equal(found, sl.SoftmaxClassifier().fit(*open_parquet(folder, target="y")).coef_)
 
 
 @pytest.mark.usefixtures("written_at_once")
