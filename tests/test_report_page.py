@@ -113,7 +113,7 @@ SAID = {
         "curve": ["iteration", "objective"],
     },
     "comparison": {
-        "interval": ["difference in loss, A − B +0."],  # noqa: RUF001
+        "interval": ["difference in loss, A − B +0."],  # noqa: RUF001  # the page's minus sign
         "differences": ["difference in loss", "rows"],
         "rows": ["row", "label", "B: "],
     },

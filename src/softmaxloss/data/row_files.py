@@ -205,8 +205,8 @@ def open_parquet(
         Whether a fit keeps what it decodes in a temporary file of ``rows * features * itemsize`` bytes that later
         passes map, those of other fits and predictions of this X too, rather than decode the files in every pass. It
         lies in `tempfile.gettempdir`, which the environment variable TMPDIR says, has no name and is gone with X,
-        however the process ends, or once this is set to false in X. Where that folder is in memory or has not the
-        room, each pass decodes. The fit is the same to the bit.
+        however the process ends, or with the next use of X after ``X.spool = False``. Where that folder is in memory
+        or has not the room, each pass decodes. The fit is the same to the bit.
 
     Returns
     -------
